@@ -1,0 +1,72 @@
+"""Imports only go down the layers of the design, and heavy packages stay in the one module that may name them."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "trtkit"
+LAYERS = {
+    0: {"quant", "calib", "yolo", "scenes", "scene_art"},
+    1: {"models", "train", "export", "qdq", "data"},
+    2: {"engine", "backend_ort"},
+    3: {"evaluate", "draw", "sources", "writer", "video"},
+    4: {"plots", "check", "lessons", "cli", "__main__", "__init__"},
+}
+LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
+ONLY_IN = {
+    "tensorrt": {"backend_trt"},
+    "pycuda": {"cuda"},
+    "onnxruntime": {"backend_ort"},
+    "matplotlib": {"plots"},
+    "ipywidgets": {"monitor"},
+    "av": {"sources", "writer"},
+}
+NO_TORCH_OR_ONNX = LAYERS[0] | LAYERS[3]
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at any depth: "torch" for packages, "trtkit.x" for our own."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "trtkit":
+            found |= {f"trtkit.{a.name}" for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return {m if m.startswith("trtkit") else m.split(".")[0] for m in found}
+
+
+FILES = sorted(PACKAGE.glob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_module_imports_only_its_own_layer_and_those_below(path):
+    assert path.stem in LAYER_OF, f"{path.name} is in no layer; add it to LAYERS where the design puts it"
+    for name in imports(path):
+        if name.startswith("trtkit."):
+            module = name.split(".")[1]
+            assert LAYER_OF[module] <= LAYER_OF[path.stem], f"{path.name} imports {name}, a layer above its own"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_heavy_packages_stay_where_the_design_puts_them(path):
+    for package, allowed in ONLY_IN.items():
+        if path.stem not in allowed:
+            assert package not in imports(path), f"{path.name} imports {package}; only {sorted(allowed)} may"
+    if path.stem in NO_TORCH_OR_ONNX:
+        assert not imports(path) & {"torch", "onnx"}, f"{path.name} is NumPy only"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = "{'torch', 'onnx', 'onnxruntime', 'cv2', 'numpy', 'matplotlib', 'papermill'}"
+    code = f"import sys, trtkit; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_check_sees_a_forbidden_import(tmp_path):
+    (tmp_path / "x.py").write_text("def f():\n    from trtkit import engine\n    import torch.nn as nn\n")
+    assert imports(tmp_path / "x.py") == {"trtkit.engine", "torch"}

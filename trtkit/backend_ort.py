@@ -1,0 +1,102 @@
+"""ONNX Runtime on the CPU: the backend that every machine has. Lesson 00."""
+
+import platform
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from trtkit.engine import BackendError, BuildConfig, TensorSpec
+
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+def environment() -> str:
+    """What a plan depends on: ORT's version and the CPU, since its layouts follow the instruction set."""
+    flags = ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+    return f"onnxruntime {ort.__version__} {platform.machine()} {flags}"
+
+
+def _session(path: Path, config: BuildConfig, *, optimized_path: Path | None = None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = config.threads
+    options.log_severity_level = 3                      # errors only; they come as exceptions too
+    if optimized_path:
+        options.optimized_model_filepath = str(optimized_path)
+    else:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL     # done at build time
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as e:                              # ORT raises bare RuntimeErrors of many kinds
+        raise BackendError(f"onnxruntime {ort.__version__} refused {path.name}: {e}") from e
+
+
+def build(graph: Path, plan: Path, config: BuildConfig) -> None:
+    """Let ORT optimize a graph for this CPU and write the result.
+
+    Raises:
+        BackendError: with ORT's message.
+    """
+    _session(graph, config, optimized_path=plan)
+
+
+class OrtRunner:
+    """A plan in an ORT session; see `engine.Runner`."""
+
+    def __init__(self, plan: Path, config: BuildConfig):
+        self._session: ort.InferenceSession | None = _session(plan, config)
+        self.inputs = {i.name: _spec(i) for i in self._session.get_inputs()}
+        self.outputs = {o.name: _spec(o) for o in self._session.get_outputs()}
+        self.label = f"onnxruntime {ort.__version__} · CPU {config.threads} threads"
+
+    def infer(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once; see `engine.Runner.infer`."""
+        if self._session is None:
+            raise BackendError("runner: got a closed one, expected an open one; call engine.load again")
+        _check_feed(feed, self.inputs)
+        try:
+            return dict(zip(self.outputs, self._session.run(None, feed), strict=True))
+        except Exception as e:
+            raise BackendError(f"{self.label}: {e}") from e
+
+    def close(self) -> None:
+        """Free the session; a second call does nothing."""
+        self._session = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+
+def _spec(arg: ort.NodeArg) -> TensorSpec:
+    shape = tuple(d if d is not None else "?" for d in arg.shape)
+    if arg.type not in DTYPES:
+        raise BackendError(f"tensor {arg.name!r}: got type {arg.type}, expected one of {sorted(DTYPES)}")
+    return TensorSpec(shape, np.dtype(DTYPES[arg.type]))
+
+
+def _check_feed(feed: dict[str, np.ndarray], inputs: dict[str, TensorSpec]) -> None:
+    if feed.keys() != inputs.keys():
+        raise ValueError(f"feed: got names {sorted(feed)}, expected {sorted(inputs)}")
+    for name, spec in inputs.items():
+        x = feed[name]
+        if x.dtype != spec.dtype:
+            raise ValueError(f"{name}: got {x.dtype}, expected {spec.dtype}; use x.astype(np.{spec.dtype})")
+        fits = x.ndim == len(spec.shape) and all(
+            isinstance(want, str) or want == have for want, have in zip(spec.shape, x.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"{name}: got shape {x.shape}, expected {spec.shape}; see yolo.letterbox")

@@ -1,0 +1,128 @@
+"""From a torch module to an ONNX graph that is still the same function. Lesson 05.
+
+BatchNorm folds into the convolution before it, since both are affine per channel:
+    w' = w * gamma / sqrt(var + eps)        b' = beta + (b - mean) * gamma / sqrt(var + eps)
+Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", section 3.2.
+Graphs are written as one file (below 2 GB): ONNX refuses linked external data, and a copied folder breaks it.
+"""
+
+import copy
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+OPSET = 17                  # the newest that TensorRT 8.6's parser reads
+OUTPUT_NAMES = ("head32", "head16", "head8")
+
+
+def fold_batchnorm(model: nn.Module) -> nn.Module:
+    """A copy in eval mode in which each BatchNorm2d right behind a Conv2d is folded into it.
+
+    Args:
+        model: any module whose (Conv2d, BatchNorm2d) pairs are neighbours in an nn.Sequential.
+
+    Returns:
+        The copy; the BatchNorm places hold nn.Identity. The argument is unchanged.
+    """
+    folded = copy.deepcopy(model).eval()
+    for block in [m for m in folded.modules() if isinstance(m, nn.Sequential)]:
+        for i in range(len(block) - 1):
+            if isinstance(block[i], nn.Conv2d) and isinstance(block[i + 1], nn.BatchNorm2d):
+                block[i] = nn.utils.fusion.fuse_conv_bn_eval(block[i], block[i + 1])
+                block[i + 1] = nn.Identity()
+    return folded
+
+
+def export_onnx(
+    model: nn.Module, path: Path, *, size: int = 416, output_names: tuple[str, ...] = OUTPUT_NAMES
+) -> Path:
+    """Fold BatchNorm and write an ONNX graph with a dynamic batch, FP32, opset 17.
+
+    Args:
+        model: takes one tensor (N, 3, size, size) float32, here named "images".
+        path: of the .onnx file; written under another name first, so a failed export leaves nothing.
+        size: side of the input, pixels, a multiple of 32.
+        output_names: one per output tensor.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: the graph still holds a BatchNormalization.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with warnings.catch_warnings():
+            # The TorchScript exporter is marked legacy; the new one writes opset 18, which TensorRT 8.6 cannot read.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                fold_batchnorm(model).cpu().float(),
+                (torch.zeros(1, 3, size, size),),
+                str(temporary),
+                input_names=["images"],
+                output_names=list(output_names),
+                dynamic_axes={name: {0: "batch"} for name in ("images", *output_names)},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        graph = onnx.load(temporary)
+        onnx.checker.check_model(graph)
+        left = [n.name for n in graph.graph.node if n.op_type == "BatchNormalization"]
+        if left:
+            raise ValueError(f"export: got {len(left)} BatchNormalization nodes (first {left[0]}), expected none; "
+                             "put each BatchNorm2d right behind its Conv2d in one nn.Sequential")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def max_abs_diff(runner, model: nn.Module, x_nchw: np.ndarray) -> float:
+    """Largest absolute difference between a runner's outputs and the torch module's, over all outputs.
+
+    Args:
+        runner: an `engine.Runner` of the exported graph.
+        model: the module that was exported; its outputs in the runner's order.
+        x_nchw: (N, 3, S, S) float32.
+
+    Returns:
+        The difference, in the outputs' unit (logits for YOLOv3).
+    """
+    (name,) = runner.inputs
+    with torch.inference_mode():
+        expected = copy.deepcopy(model).eval()(torch.from_numpy(x_nchw))
+    expected = [expected] if isinstance(expected, torch.Tensor) else expected
+    got = runner.infer({name: x_nchw}).values()
+    # np.max, since Python's max drops a NaN that is not the first.
+    return float(np.max([np.abs(g - e.numpy()).max() for g, e in zip(got, expected, strict=True)]))
+
+
+def expose_tensors(graph: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """A copy of the graph that also returns the named inner tensors, for calibration and debugging.
+
+    Args:
+        graph: any ONNX model.
+        names: tensors that some node writes.
+
+    Returns:
+        The copy, original outputs first.
+
+    Raises:
+        ValueError: a name that no node writes.
+    """
+    written = {out for node in graph.graph.node for out in node.output}
+    if unknown := [n for n in names if n not in written]:
+        raise ValueError(f"expose_tensors: got {unknown[0]!r}, expected a tensor that a node of the graph writes")
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(graph)
+    have = {out.name for out in exposed.graph.output}
+    exposed.graph.output.extend(
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names if n not in have
+    )
+    return exposed
