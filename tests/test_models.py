@@ -62,14 +62,14 @@ def test_modules_run_in_the_order_in_which_they_are_registered(small_yolo):
 def test_heads_have_the_shape_of_the_strides(shape, classes):
     n, h, w = shape
     with torch.device("meta"):
-        heads = YOLOv3(classes, 0.25)(torch.empty(n, 3, h, w))
+        heads = YOLOv3(classes, 0.25).eval()(torch.empty(n, 3, h, w))
     assert [tuple(x.shape) for x in heads] == [(n, 3 * (5 + classes), h // s, w // s) for s in (32, 16, 8)]
 
 
 @pytest.mark.parametrize("width", [0.01, 0.1, 0.25, 0.3, 0.5, 1.3])
 def test_any_width_gives_channels_that_are_multiples_of_four(width):
     with torch.device("meta"):
-        model = YOLOv3(3, width)
+        model = YOLOv3(3, width).eval()
         model(torch.empty(1, 3, 32, 32))
     inner = [m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and "predict" not in name]
     assert all(c % 4 == 0 and c >= 4 for c in inner)
@@ -157,7 +157,7 @@ def test_a_flipped_byte_of_the_header_is_refused_or_changes_no_tensor(saved):
     data = bytearray(saved.read_bytes())
     (header,) = struct.unpack("<Q", data[:8])
     good = load_file(saved)
-    for position in range(0, 8 + header, 211):
+    for position in range(0, 8 + header, max(1, header // 20)):
         flipped = bytearray(data)
         flipped[position] ^= 0x02
         saved.write_bytes(flipped)

@@ -93,6 +93,8 @@ def _check_feed(feed: dict[str, np.ndarray], inputs: dict[str, TensorSpec]) -> N
         raise ValueError(f"feed: got names {sorted(feed)}, expected {sorted(inputs)}")
     for name, spec in inputs.items():
         x = feed[name]
+        if not isinstance(x, np.ndarray):
+            raise ValueError(f"{name}: got {type(x).__name__}, expected a NumPy array {spec.dtype} {spec.shape}")
         if x.dtype != spec.dtype:
             raise ValueError(f"{name}: got {x.dtype}, expected {spec.dtype}; use x.astype(np.{spec.dtype})")
         fits = x.ndim == len(spec.shape) and all(

@@ -1,4 +1,4 @@
-"""The command line: `trtkit demo`, `trtkit run`, `trtkit train`.
+"""The command line: `trtkit demo`, `run`, `train`, `evaluate`, `datasets`.
 
 A mistake of the user's ends in one line that says what to do, and exit code 2; anything else is a defect and shows its
 traceback.
@@ -12,6 +12,8 @@ from pathlib import Path
 from trtkit import lessons
 
 WEIGHTS_NAME = "yolov3_w025.safetensors"
+CLIP_SEED, CLIP_FRAMES, CLIP_FPS = 12, 500, 25.0
+CLIP_ENCODER = {"preset": "veryslow", "crf": "25"}      # at most 1.5 MB for 20 s
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,8 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, default=8000)
     train.add_argument("--batch", type=int, default=64)
     train.add_argument("--lr", type=float, default=2e-3)
+    train.add_argument("--compile", action="store_true", help="torch.compile the network: worth it on a GPU")
     train.add_argument("--checkpoint", type=Path, help="go on from here if it exists, and write it now and then")
     train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("evaluate", help="mAP of weights on the test split, FP32")
+    evaluate.add_argument("weights", type=Path)
+    evaluate.set_defaults(command=_evaluate)
+
+    datasets = commands.add_parser("datasets", help="draw the sample clip again and write the manifest")
+    datasets.set_defaults(command=_datasets)
     return parser
 
 
@@ -85,6 +95,42 @@ def _train(args: argparse.Namespace) -> None:
     model = models.YOLOv3(len(data.scenes.CLASSES), args.width)
     train.init_head_bias(model)
     config = train.TrainConfig(steps=args.steps, batch=args.batch, lr=args.lr)
-    averaged = train.fit(model, training, config, checkpoint=args.checkpoint)
+    averaged = train.fit(model, training, config, checkpoint=args.checkpoint, compiled=args.compile)
     metadata = {"images": str(args.images), "steps": str(args.steps), "batch": str(args.batch), "lr": str(args.lr)}
     models.save_weights(averaged, args.out, metadata=metadata)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from trtkit import data, engine, evaluate, export, models, scenes, yolo
+
+    graph = export.export_onnx(models.load_weights(args.weights), lessons.BUILD / "evaluate.onnx")
+    test = data.load_split("test")
+    with engine.load(engine.build(graph)) as runner:
+        found = [yolo.detect(runner, scene.img_hwc_u8, conf_thr=0.01) for scene in test]
+    truths = [evaluate.Truth(s.boxes_xyxy, s.labels, data.ignored(s)) for s in test]
+    accuracy = evaluate.mean_average_precision(found, truths, scenes.CLASSES)
+    sys.stdout.write(f"mAP50 {accuracy.map50:.4f}  mAP50-95 {accuracy.map50_95:.4f}  {accuracy.per_class}\n")
+
+
+def _datasets(args: argparse.Namespace) -> None:
+    """Write `datasets/clip.mp4`, its ground truth, and the manifest of every file there."""
+    import cv2
+    from tqdm.auto import tqdm
+
+    from trtkit import data, scenes, writer
+
+    truth = []
+    with writer.VideoWriter(data.DATASETS / "clip.mp4", CLIP_FPS, (640, 480), encoder=CLIP_ENCODER) as clip:
+        for scene in tqdm(scenes.clip(CLIP_SEED, CLIP_FRAMES, fps=CLIP_FPS), "draw clip", CLIP_FRAMES, unit="frame"):
+            clip.write(scene.img_hwc_u8)
+            rows = zip(scene.track_ids, scene.labels, scene.visibility, scene.boxes_xyxy, strict=True)
+            truth.append([[int(t), int(k), round(float(v), 2), *(round(float(x), 1) for x in box)] for t, k, v, box in rows])
+    columns = ["track", "label", "visibility", "x0", "y0", "x1", "y1"]
+    body = {"classes": scenes.CLASSES, "columns": columns, "frames": truth}
+    (data.DATASETS / "clip_truth.json").write_text(json.dumps(body, separators=(",", ":")) + "\n")
+
+    split = data.scenes_sha256(scenes.render(s) for s in data.split_seeds("test", data.TEST_IMAGES))
+    names = [p.relative_to(data.DATASETS).as_posix() for p in sorted(data.DATASETS.rglob("*")) if p.is_file()]
+    files = {n: data.file_entry(n) for n in names if not n.endswith((".md", "manifest.json"))}
+    manifest = {"test_split": {"sha256": split, "opencv": cv2.__version__}, "files": files}
+    (data.DATASETS / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

@@ -6,6 +6,7 @@ pixels: another OpenCV may round differently, and then its mAP is not the publis
 
 import hashlib
 import json
+import multiprocessing
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -79,6 +80,13 @@ def manifest() -> dict:
     return json.loads((DATASETS / "manifest.json").read_text())
 
 
+def file_entry(name: str) -> dict[str, str]:
+    """What the manifest keeps of a committed file: its hash, licence and origin."""
+    origin = "trained by `trtkit train`" if name.startswith("weights/") else "drawn by `trtkit datasets`"
+    digest = hashlib.sha256((DATASETS / name).read_bytes()).hexdigest()
+    return {"sha256": digest, "licence": "Apache-2.0", "origin": origin}
+
+
 def dataset_file(name: str) -> Path:
     """Path of a committed file, its bytes checked against the manifest.
 
@@ -149,7 +157,8 @@ def training_set(
     images = np.empty((len(seeds), 3, size, size), np.uint8)
     boxes = np.empty((len(seeds), MAX_OBJECTS, 4), np.float32)
     labels = np.empty((len(seeds), MAX_OBJECTS), np.int64)
-    with ProcessPoolExecutor(workers) as pool:
+    # Not fork: a child of a process in which OpenCV's threads have run waits for them forever.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         samples = pool.map(partial(_training_sample, size=size), seeds, chunksize=16)
         for i, sample in enumerate(tqdm(samples, "render train", len(seeds), unit="img", disable=not progress)):
             images[i], boxes[i], labels[i] = sample

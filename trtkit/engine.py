@@ -173,7 +173,10 @@ def load(plan: Path) -> Runner:
         raise FileNotFoundError(f"plan: got {plan}, expected a plan with its .json beside it; make one with build()")
     if not _is_intact(plan):
         raise BackendError(f"plan: {plan.name} has changed since it was built; delete it and call build() again")
-    sidecar = json.loads(_sidecar_path(plan).read_text())
+    try:
+        config = BuildConfig(**json.loads(_sidecar_path(plan).read_text())["config"])
+    except (KeyError, TypeError) as e:
+        raise BackendError(f"plan: the .json beside {plan.name} is damaged ({e!r}); delete it and call build()") from e
     from trtkit import backend_ort
 
-    return backend_ort.OrtRunner(plan, BuildConfig(**sidecar["config"]))
+    return backend_ort.OrtRunner(plan, config)

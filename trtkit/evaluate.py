@@ -51,7 +51,7 @@ def mean_average_precision(
         The accuracy. A class without objects has no AP and does not count in the mean.
 
     Raises:
-        ValueError: lengths differ, or no object that is not ignored.
+        ValueError: lengths differ, a label without a name, or no object that is not ignored.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -60,6 +60,10 @@ def mean_average_precision(
         raise ValueError(f"detections: got {len(detections)} images, expected {len(truths)}, one per truth")
     if not any((~t.ignore).any() for t in truths):
         raise ValueError("truths: got no object that counts, expected at least one; mAP of nothing has no meaning")
+    for what, images in (("detections", detections), ("truths", truths)):
+        for i, image in enumerate(images):          # pycocotools would drop them in silence
+            if (wrong := image.labels[(image.labels < 0) | (image.labels >= len(class_names))]).size:
+                raise ValueError(f"{what}[{i}]: got label {wrong[0]}, expected 0 to {len(class_names) - 1}, one per name")
     annotations = [
         {"image_id": i, "category_id": int(label), "bbox": _xywh(box), "area": _area(box), "iscrowd": int(ignore)}
         for i, t in enumerate(truths)

@@ -118,12 +118,18 @@ def save_weights(model: YOLOv3, path: Path, *, metadata: dict[str, str] | None =
         model: the network.
         path: ends in .safetensors; written to a temporary file first, so an interrupted save leaves the old one.
         metadata: strings kept beside num_classes and width (seeds, steps, mAP).
+
+    Raises:
+        ValueError: a number that FP16 cannot hold, beyond 65,504 or NaN (named).
     """
     from safetensors.torch import save_file
 
     path = Path(path)
     # num_batches_tracked is a training counter, of no use to inference.
     tensors = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items() if v.is_floating_point()}
+    if broken := [k for k, v in tensors.items() if not v.isfinite().all()]:
+        raise ValueError(f"weights: {broken[0]}: got numbers that FP16 cannot hold, expected finite ones up to 65,504; "
+                         "the training diverged")
     meta = {"num_classes": str(model.num_classes), "width": str(model.width), **(metadata or {})}
     temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, temporary, metadata=meta)
@@ -162,13 +168,18 @@ def load_weights(path: Path) -> YOLOv3:
     missing_meta = {"num_classes", "width"} - meta.keys()
     if missing_meta:
         raise ValueError(f"weights: {path.name} lacks metadata {sorted(missing_meta)}; write it with save_weights")
-    model = YOLOv3(int(meta["num_classes"]), float(meta["width"]))
-    expected = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    try:
+        with torch.device("meta"):              # shapes without memory: a damaged width may ask for terabytes
+            network = YOLOv3(int(meta["num_classes"]), float(meta["width"]))
+    except (ValueError, OverflowError, RuntimeError) as e:
+        raise ValueError(f"weights: {path.name} has metadata {meta} that makes no network ({e})") from e
+    expected = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
     for name, tensor in expected.items():
         if name not in tensors or tensors[name].shape != tensor.shape:
             got = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise ValueError(f"weights: {name}: got {got}, expected {tuple(tensor.shape)}; another network's file?")
     if extra := sorted(tensors.keys() - expected.keys()):
         raise ValueError(f"weights: got {len(extra)} tensors that YOLOv3 lacks, first {extra[0]}; another network's?")
+    model = YOLOv3(network.num_classes, network.width)
     model.load_state_dict(tensors, strict=False)
     return model.eval()

@@ -91,7 +91,7 @@ def insert_qdq(
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(extra)
-    _drop_unused_constants(graph)
+    _drop_unused(graph)
     onnx.checker.check_model(quantized)
     return quantized
 
@@ -207,15 +207,15 @@ def _quantize_weights(
                          "graph; fold constants first, or name the convolution in skip")
     weight = constants[source[1]]                                       # (C_out, C_in, kH, kW)
     bias = constants[source[2]] if len(source) > 2 else None            # (C_out,)
+    for what, array in (("weights", weight), ("bias", bias)):
+        if array is not None and not np.isfinite(array).all():
+            raise ValueError(f"{what} of {node.name!r}: got NaN or infinity, expected finite numbers; train it again")
     amax = np.abs(weight).max(axis=(1, 2, 3)).astype(np.float64)
     if target == "cpu" and bias is not None:
         # INT32 codes of a bias count in steps of scale_x * scale_w. In a channel whose weights are (almost) zero that
         # step is too fine and the bias would clip, so such a channel gets the scale that puts its bias at 2^30.
         amax = np.maximum(amax, 127 * np.abs(bias) / (q_x.scale.astype(np.float64) * 2**30))
-    try:
-        q_w = quant.symmetric_qparams(amax, axis=0)
-    except ValueError as e:
-        raise ValueError(f"weights of {node.name!r}: {e}") from e
+    q_w = quant.symmetric_qparams(amax, axis=0)
     # Two convolutions may share a tensor (the exporter merges equal ones) but not its scale: name it after the node.
     added = [_dequantized_constant(f"{node.name}.weight", quant.quantize(weight, q_w), q_w, extra)]
     node.input[1] = added[0].output[0]
@@ -238,12 +238,15 @@ def _dequantized_constant(
     )
 
 
-def _drop_unused_constants(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    nodes = [n for n in graph.node if n.op_type != "Identity" or n.output[0] in used]
-    del graph.node[:]
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Drop what nothing reads any more: pairs whose readers are all float, copies of old weights, initializers."""
+    used = {o.name for o in graph.output}
+    keep = []
+    for node in reversed(graph.node):                       # readers come after writers
+        if node.op_type not in ("Identity", "QuantizeLinear", "DequantizeLinear") or node.output[0] in used:
+            used.update(node.input)
+            keep.append(node)
+    nodes, initializers = keep[::-1], [i for i in graph.initializer if i.name in used]
+    del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    used = {name for node in graph.node for name in node.input}
-    keep = [i for i in graph.initializer if i.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(keep)
+    graph.initializer.extend(initializers)

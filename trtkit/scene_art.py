@@ -21,6 +21,8 @@ import numpy as np
 FACE, SHEET, TUBE, RING = range(4)  # one-sided polygon, two-sided polygon, tapered limb, wheel rim
 NEAR_M = 0.8  # nearest depth that is projected; nearer points would fly off to infinity
 SUBPIXEL_BITS = 3
+KINDS = 256  # different objects of each sort; built once, then kept
+GAIT_STEPS = 24
 _TURN = np.linspace(-np.pi / 2, np.pi / 2, 6)
 _CAPS = np.concatenate([_TURN, _TURN + np.pi])  # both round ends of a limb
 
@@ -75,23 +77,24 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """Parts packed into arrays, so that one NumPy call projects all of them.
+    """Parts packed into arrays, so that one NumPy call projects all of them; F parts with P points in all.
 
     `solid` models (vehicles) are painted in list order, faces turned away left out; others by distance.
     """
 
-    kinds: np.ndarray  # (F,) int
-    pts: np.ndarray  # (P, 3) float32, metres
-    first: np.ndarray  # (F + 1,) int, slice of pts of each part
+    kinds: list[int]  # F entries
+    first: list[int]  # F + 1 entries, slice of pts of each part
+    pts: np.ndarray  # (P + F, 3) float32, metres: the points of all parts, then the centre of each part
+    normal: np.ndarray  # (F, 3) float32, unit; zero for tubes and rings
     rgb: np.ndarray  # (F, 3) float32, 0..255
     radius: np.ndarray  # (F, 2) float32, metres
     glow: np.ndarray  # (F,) int
     group: np.ndarray  # (F,) int
-    centre: np.ndarray  # (F, 3) float32
-    normal: np.ndarray  # (F, 3) float32, unit; zero for tubes and rings
+    tubes: np.ndarray  # indices of the tubes
+    always: np.ndarray  # (F,) bool, painted from whichever side
+    facing: np.ndarray  # (F,) float32, how much sun a part gets at least: tubes are round, so part of them faces it
     solid: bool
     half_xz: tuple[float, float]  # half width and half length on the ground, metres
-    height: float  # top, metres
 
 
 class Sprite(NamedTuple):
@@ -109,16 +112,18 @@ def assemble(parts: list[Part], *, solid: bool) -> Model:
     pts = np.concatenate([p.pts for p in parts]).astype(np.float32)
     counts = np.array([len(p.pts) for p in parts])
     first = np.concatenate([[0], np.cumsum(counts)])
-    centre = np.add.reduceat(pts, first[:-1]) / counts[:, None]
+    centre = np.add.reduceat(pts, first[:-1]) / counts[:, None].astype(np.float32)
     kinds = np.array([p.kind for p in parts])
     a, b, c = pts[first[:-1]], pts[first[:-1] + 1], pts[first[1:] - 1]
     normal = np.cross(b - a, c - a) * (kinds <= SHEET)[:, None]
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+    normal[kinds == SHEET] *= np.sign(normal[kinds == SHEET][:, 1:2] + 1e-6)  # two-sided: lit as if from above
     reach = np.abs(pts).max(0)
-    return Model(kinds, pts, first, np.array([p.rgb for p in parts], np.float32),
-                 np.array([p.radius for p in parts], np.float32), np.array([p.glow for p in parts]),
-                 np.array([p.group for p in parts]), centre, normal, solid,
-                 (float(reach[0]), float(reach[2])), float(pts[:, 1].max()))  # fmt: skip
+    return Model(kinds.tolist(), first.tolist(), np.concatenate([pts, centre]), normal,
+                 np.array([p.rgb for p in parts], np.float32), np.array([p.radius for p in parts], np.float32),
+                 np.array([p.glow for p in parts]), np.array([p.group for p in parts]), np.flatnonzero(kinds == TUBE),
+                 kinds != FACE, np.where(kinds == FACE, 0, np.where(kinds == SHEET, 0.25, 0.45)).astype(np.float32), solid,
+                 (float(reach[0]), float(reach[2])))  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- painting
@@ -133,36 +138,40 @@ def _to_world(pts: np.ndarray, place: Place) -> np.ndarray:
 def project(world: np.ndarray, camera: Camera) -> np.ndarray:
     """Pixels (N, 2) of points (N, 3) in metres; points nearer than `NEAR_M` are pushed back to it."""
     scale = camera.focal / np.maximum(world[:, 2], NEAR_M)
-    return np.stack([camera.cx + world[:, 0] * scale, camera.horizon + (camera.height - world[:, 1]) * scale], 1)
-
-
-def _limbs(ends: np.ndarray, radius_px: np.ndarray) -> np.ndarray:
-    """Outlines (C, 12, 2) of round-ended limbs whose axes are ends (C, 2, 2), all in pixels."""
-    axis = ends[:, 1] - ends[:, 0]
-    angle = np.arctan2(axis[:, 1], axis[:, 0])[:, None] + _CAPS  # (C, 12): far end first, then near end
-    around = np.stack([np.cos(angle), np.sin(angle)], 2)
-    return np.repeat(ends[:, ::-1], 6, axis=1) + around * np.repeat(radius_px[:, ::-1], 6, axis=1)[..., None]
+    pixels = np.empty((len(world), 2))
+    pixels[:, 0] = camera.cx + world[:, 0] * scale
+    pixels[:, 1] = camera.horizon + (camera.height - world[:, 1]) * scale
+    return pixels
 
 
 def _lit_colours(model: Model, normal: np.ndarray, light: Light, distance: float) -> np.ndarray:
-    facing = np.where(model.kinds <= SHEET, normal @ light.to_sun, 0.45)
-    facing = np.where(model.kinds == SHEET, np.abs(facing), facing)
+    """Colours (F, 4) of all parts under this light and seen through this much air; the fourth is opacity, 255."""
+    facing = np.maximum(normal @ light.to_sun.astype(np.float32), model.facing)
     sky = 0.86 + 0.14 * normal[:, 1:2]  # upward faces see more sky than downward ones
-    rgb = model.rgb * (light.ambient * sky + light.sun * np.maximum(facing, 0)[:, None])
-    shining = (model.glow == 2) | ((model.glow == 1) & light.lamps_on)
-    rgb = np.where(shining[:, None], model.rgb * 1.15, rgb)
-    clear = np.exp(-light.density * distance * np.where(shining, 0.45, 1.0))[:, None]
-    return np.clip(rgb * clear + light.haze_rgb * (1 - clear), 0, 255)
+    lit = model.rgb * (light.ambient * sky + light.sun * facing[:, None])
+    clear = np.exp(-light.density * distance)
+    rgba = np.full((len(lit), 4), 255.0)
+    rgba[:, :3] = lit * clear + light.haze_rgb * (1 - clear)
+    if shining := _shining(model, light):
+        clear = np.exp(-light.density * distance * 0.45)  # lamps carry further than walls
+        rgba[shining, :3] = model.rgb[shining] * 1.15 * clear + light.haze_rgb * (1 - clear)
+    return np.minimum(rgba, 255, out=rgba)
 
 
-def _paint_order(model: Model, world_centre: np.ndarray, eye: np.ndarray, normal: np.ndarray) -> np.ndarray:
+def _shining(model: Model, light: Light) -> list[int]:
+    return np.flatnonzero(model.glow >= (1 if light.lamps_on else 2)).tolist()
+
+
+def _paint_order(model: Model, centre: np.ndarray, normal: np.ndarray, eye: np.ndarray) -> list[int]:
+    sight = eye - centre
     if not model.solid:
-        return np.argsort(-np.linalg.norm(world_centre - eye, axis=1), kind="stable")
-    towards = ((eye - world_centre) * normal).sum(1) > 0
-    shown = np.flatnonzero(towards | (model.kinds != FACE))
-    depth = [np.linalg.norm(world_centre[model.group == g].mean(0) - eye) if (model.group == g).any() else 0 for g in (1, 2)]
+        return np.argsort(-np.einsum("ij,ij->i", sight, sight), kind="stable").tolist()
+    shown = np.flatnonzero((np.einsum("ij,ij->i", sight, normal) > 0) | model.always)
+    if not model.group.any():
+        return shown.tolist()
+    depth = [np.square(sight[model.group == g].mean(0)).sum() for g in (1, 2)]
     rank = np.array([0, 1, 2] if depth[0] >= depth[1] else [0, 2, 1])
-    return shown[np.argsort(rank[model.group[shown]], kind="stable")]
+    return shown[np.argsort(rank[model.group[shown]], kind="stable")].tolist()
 
 
 @lru_cache(maxsize=1)
@@ -176,89 +185,112 @@ def _grain() -> np.ndarray:
     return tile
 
 
-def paint(model: Model, place: Place, camera: Camera, light: Light, *, limit_px: int = 2400) -> Sprite | None:
+def paint(model: Model, place: Place, camera: Camera, light: Light, *, frame: tuple[int, int]) -> Sprite | None:
     """Paint one model on its own small canvas, supersampled and then averaged down for smooth edges.
 
+    Args:
+        model: what to paint.
+        place: where it stands, metres.
+        camera: the view.
+        light: the light.
+        frame: height and width of the image. The sprite goes beyond it, so that what the border cuts off is known,
+            but by one image size at most.
+
     Returns:
-        The sprite, all of the object also where it leaves the image; None if it is too near to be drawn
-        (a side above `limit_px`).
+        The sprite, or None if the object is outside.
     """
     world = _to_world(model.pts, place)
-    screen = project(world, camera)
-    starts, tubes = model.first[:-1], np.flatnonzero(model.kinds == TUBE)
-    scale = camera.focal / np.maximum(np.maximum.reduceat(world[:, 2], starts), NEAR_M)
-    radius_px = model.radius * scale[:, None]
-    ends = np.stack([screen[starts[tubes]], screen[starts[tubes] + 1]], 1)
-    limbs = _limbs(ends, np.maximum(radius_px[tubes], 0.35))
-
-    reach = float(radius_px[model.kinds == RING].max(initial=0)) + 1.0
-    corners = np.concatenate([screen, limbs.reshape(-1, 2)])
-    low, high = np.floor(corners.min(0) - reach).astype(int), np.ceil(corners.max(0) + reach).astype(int)
+    screen, centre = project(world, camera), world[model.first[-1] :]
+    radius_px = model.radius * (camera.focal / np.maximum(centre[:, 2:], NEAR_M))
+    limbs = _limbs(model, screen, np.maximum(radius_px, 0.35))
+    low, high = _bounds(model, screen, limbs, radius_px, frame)
     w, h = (high - low).tolist()
-    if max(w, h) > limit_px:
+    if min(w, h) < 1 or min(high) < 0 or low[0] >= frame[1] or low[1] >= frame[0]:
         return None
-    fine = 3 if max(w, h) < 60 else 2 if w * h < 90_000 else 1
-    unit = fine << SUBPIXEL_BITS
 
-    centre = _to_world(model.centre, place)
-    normal = _to_world(model.normal, Place(0, 0, 0, place.yaw))
-    eye = np.array([0, camera.height, 0], np.float32)
-    rgb = _lit_colours(model, normal, light, place.z)
-    colours = np.concatenate([rgb, np.full((len(rgb), 1), 255.0)], 1).tolist()
-    flat = np.rint((screen - low) * unit).astype(np.int32)
-    body = np.rint((limbs - low) * unit).astype(np.int32)
-    shine_at = ends - radius_px[tubes][..., None] * np.array([0.28, 0.22])
-    shine = np.rint((_limbs(shine_at, radius_px[tubes] * 0.5) - low) * unit).astype(np.int32)
-    shine_rgb = np.concatenate([np.minimum(rgb * 1.16 + 3, 255), np.full((len(rgb), 1), 255.0)], 1).tolist()
-    tube_of = dict(zip(tubes.tolist(), range(len(tubes)), strict=True))
-
+    fine = 3 if max(w, h) < 60 else 2 if w * h < 40_000 else 1
     canvas = np.zeros((h * fine, w * fine, 4), np.uint8)
-    order = _paint_order(model, centre, eye, normal).tolist()
-    first, kinds, thick = model.first.tolist(), model.kinds.tolist(), radius_px[:, 0].tolist()
-    for i in order:
-        if kinds[i] == TUBE:
-            cv2.fillConvexPoly(canvas, body[tube_of[i]], colours[i], cv2.LINE_8, SUBPIXEL_BITS)
-            if thick[i] > 1.5:
-                cv2.fillConvexPoly(canvas, shine[tube_of[i]], shine_rgb[i], cv2.LINE_8, SUBPIXEL_BITS)
-        elif kinds[i] == RING:
-            ring = [flat[first[i] : first[i + 1]]]
-            cv2.polylines(canvas, ring, True, colours[i], max(1, round(2 * thick[i] * fine)), cv2.LINE_8, SUBPIXEL_BITS)
-        else:
-            cv2.fillConvexPoly(canvas, flat[first[i] : first[i + 1]], colours[i], cv2.LINE_8, SUBPIXEL_BITS)
+    normal = _to_world(model.normal, Place(0, 0, 0, place.yaw))
+    order = _paint_order(model, centre, normal, np.array([0, camera.height, 0], np.float32))
+    rgba = _lit_colours(model, normal, light, max(place.z, 0.0))
+    _fill(canvas, model, order, screen - low, limbs - low, radius_px, rgba, fine)
 
     if fine > 1:
         canvas = cv2.resize(canvas, (w, h), interpolation=cv2.INTER_AREA)
-    if h <= 960 and w <= 1400:
+    if 24 < h <= 960 and w <= 1400:
         dx = int(model.rgb[0, 0] * 7) % (1401 - w)  # another piece of the tile for another colour
         canvas = cv2.multiply(canvas, _grain()[:h, dx : dx + w], scale=1 / 128)
-    lamps = _lamps(model, order, centre, camera, radius_px, light)
+    lamps = _lamps(model, set(order), screen, radius_px, camera.focal / max(place.z, NEAR_M), light)
     return Sprite(cv2.cvtColor(canvas, cv2.COLOR_RGBA2RGB), cv2.extractChannel(canvas, 3), int(low[0]), int(low[1]), lamps)
 
 
-def _lamps(model, order, centre, camera, radius_px, light) -> list:
-    shining = [i for i in order if model.glow[i] == 2 or (model.glow[i] == 1 and light.lamps_on)]
-    at = project(centre[shining], camera) if shining else np.zeros((0, 2))
-    return [(x, y, camera.focal * 0.16 / max(float(centre[i, 2]), NEAR_M), tuple(model.rgb[i].tolist()))
-            for (x, y), i in zip(at.tolist(), shining, strict=True)]  # fmt: skip
+def _limbs(model: Model, screen: np.ndarray, radius_px: np.ndarray) -> np.ndarray:
+    """Outlines (C, 12, 2) of the round-ended limbs, in pixels."""
+    start = np.array(model.first)[model.tubes]
+    p, q = screen[start], screen[start + 1]
+    angle = np.arctan2(q[:, 1] - p[:, 1], q[:, 0] - p[:, 0])[:, None] + _CAPS  # (C, 12): far end first, then near end
+    outline = np.empty((len(p), 12, 2))
+    for axis, wave in enumerate((np.cos(angle), np.sin(angle))):
+        outline[:, :6, axis] = q[:, None, axis] + wave[:, :6] * radius_px[model.tubes, 1:]
+        outline[:, 6:, axis] = p[:, None, axis] + wave[:, 6:] * radius_px[model.tubes, :1]
+    return outline
 
 
-def cast_shadow(mask: np.ndarray, shrink: int, model: Model, place: Place, camera: Camera, to_sun: np.ndarray) -> None:
-    """Draw the model's shadow on the ground into `mask` (uint8, the image's size divided by `shrink`), in place."""
-    world = _to_world(model.pts, place)
-    world = world - to_sun.astype(np.float32) * (world[:, 1:2] / to_sun[1])
-    flat = np.rint(project(world, camera) * (8 / shrink)).astype(np.int32)
-    if model.solid:
-        cv2.fillConvexPoly(mask, cv2.convexHull(flat), 255, cv2.LINE_8, SUBPIXEL_BITS)
-        return
-    px_per_m = camera.focal / max(place.z, NEAR_M) / shrink
-    first, kinds = model.first.tolist(), model.kinds.tolist()
-    for i, kind in enumerate(kinds):
-        piece = flat[first[i] : first[i + 1]]
-        if kind == SHEET:
-            cv2.fillConvexPoly(mask, cv2.convexHull(piece), 255, cv2.LINE_8, SUBPIXEL_BITS)
+def _bounds(model: Model, screen, limbs, radius_px, frame) -> tuple[np.ndarray, np.ndarray]:
+    """First and last pixel (x, y) of the canvas, at most one image size beyond each border."""
+    reach = 1.0 + (float(radius_px.max()) if RING in model.kinds else 0.0)
+    low, high = screen.min(0), screen.max(0)
+    if len(limbs):
+        low, high = np.minimum(low, limbs.min((0, 1))), np.maximum(high, limbs.max((0, 1)))
+    low, high = np.floor(low - reach).astype(int), np.ceil(high + reach).astype(int)
+    return np.maximum(low, (-frame[1], -frame[0])), np.minimum(high, (2 * frame[1], 2 * frame[0]))
+
+
+def _fill(canvas, model: Model, order: list[int], screen, limbs, radius_px, rgba, fine: int) -> None:
+    """Paint the parts in order; limbs get a lighter stripe on the side of the light, which makes them look round."""
+    unit, line = fine << SUBPIXEL_BITS, cv2.LINE_8 if fine > 1 else cv2.LINE_AA
+    flat = np.rint(screen * unit).astype(np.int32)
+    body = np.rint(limbs * unit).astype(np.int32)
+    middle = limbs.mean(1, keepdims=True)
+    stripe = np.rint((middle + (limbs - middle) * 0.55 - radius_px[model.tubes, None, :1] * (0.24, 0.2)) * unit).astype(np.int32)
+    tube_of = dict(zip(model.tubes.tolist(), range(len(model.tubes)), strict=True))
+    kinds, first, thick, colours = model.kinds, model.first, radius_px[:, 0].tolist(), rgba.tolist()
+    for i in order:
+        if kinds[i] == TUBE:
+            cv2.fillConvexPoly(canvas, body[tube_of[i]], colours[i], line, SUBPIXEL_BITS)
+            if thick[i] > 1.5:
+                lighter = [min(c * 1.16 + 3, 255) for c in colours[i]]
+                cv2.fillConvexPoly(canvas, stripe[tube_of[i]], lighter, line, SUBPIXEL_BITS)
+        elif kinds[i] == RING:
+            wire = max(1, round(2 * thick[i] * fine))
+            cv2.polylines(canvas, [flat[first[i] : first[i + 1]]], True, colours[i], wire, line, SUBPIXEL_BITS)
         else:
-            thickness = max(1, min(60, int(px_per_m * 2 * model.radius[i, 0])))
-            cv2.polylines(mask, [piece], kind == RING, 255, thickness, cv2.LINE_8, SUBPIXEL_BITS)
+            cv2.fillConvexPoly(canvas, flat[first[i] : first[i + 1]], colours[i], line, SUBPIXEL_BITS)
+
+
+def _lamps(model: Model, shown: set[int], screen: np.ndarray, radius_px: np.ndarray, px_per_m: float, light: Light) -> list:
+    at = screen[model.first[-1] :]
+    return [(float(at[i, 0]), float(at[i, 1]), max(float(radius_px[i, 0]), 0.16 * px_per_m * (model.kinds[i] == FACE)),
+             tuple(model.rgb[i].tolist())) for i in _shining(model, light) if i in shown]  # fmt: skip
+
+
+def cast_shadow(
+    mask: np.ndarray, shrink: int, model: Model, place: Place, camera: Camera, to_sun: np.ndarray, value: int
+) -> None:
+    """Draw the model's shadow on the ground into `mask` (uint8, the image's size divided by `shrink`), in place."""
+    world = _to_world(model.pts[: model.first[-1]], place)
+    world = world - to_sun.astype(np.float32) * (world[:, 1:2] / to_sun[1])
+    flat = np.rint(project(world, camera) * ((1 << SUBPIXEL_BITS) / shrink)).astype(np.int32)
+    if model.solid:
+        cv2.fillConvexPoly(mask, cv2.convexHull(flat), value, cv2.LINE_8, SUBPIXEL_BITS)
+        return
+    thick = np.clip(camera.focal / max(place.z, NEAR_M) / shrink * 2 * model.radius[:, 0], 1, 60).astype(int).tolist()
+    for i, kind in enumerate(model.kinds):
+        piece = flat[model.first[i] : model.first[i + 1]]
+        if kind == SHEET:
+            cv2.fillConvexPoly(mask, cv2.convexHull(piece), value, cv2.LINE_8, SUBPIXEL_BITS)
+        else:
+            cv2.polylines(mask, [piece], kind == RING, value, thick[i], cv2.LINE_8, SUBPIXEL_BITS)
 
 
 # ---------------------------------------------------------------------------------------------- pieces
@@ -337,8 +369,10 @@ def _wheels(half: float, axles, r: float, *, group_of=lambda z: 0) -> tuple[list
 # ---------------------------------------------------------------------------------------------- vehicles
 
 
-def car(rng: np.random.Generator) -> Model:
-    """A sedan, hatchback or SUV, about 4.3 x 1.8 x 1.5 m."""
+@lru_cache(maxsize=KINDS)
+def car(kind: int) -> Model:
+    """A sedan, hatchback or SUV, about 4.3 x 1.8 x 1.5 m. `kind` in 0..KINDS - 1 decides its looks."""
+    rng = np.random.default_rng([21, kind])
     style = _pick(rng, ("sedan", "hatchback", "suv"))
     length = {"sedan": 4.5, "hatchback": 3.9, "suv": 4.5}[style] * rng.uniform(0.95, 1.05)
     half, belt, roof = rng.uniform(0.86, 0.94), 0.86, {"sedan": 1.42, "hatchback": 1.48, "suv": 1.72}[style]
@@ -397,8 +431,10 @@ def _car_ends(side: np.ndarray, rng: np.random.Generator) -> list[Part]:
     return parts
 
 
-def bus(rng: np.random.Generator) -> Model:
-    """A city bus, about 11 x 2.5 x 3.1 m."""
+@lru_cache(maxsize=KINDS)
+def bus(kind: int) -> Model:
+    """A city bus, about 11 x 2.5 x 3.1 m. `kind` in 0..KINDS - 1 decides its looks."""
+    rng = np.random.default_rng([22, kind])
     length, half, top = rng.uniform(9, 12), 1.25, rng.uniform(2.9, 3.3)
     rgb = _pick(rng, ((190, 32, 36), (232, 190, 40), (40, 90, 160), (235, 235, 230), (60, 140, 90), (225, 120, 40)))
     second = _pick(rng, ((240, 240, 236), (40, 44, 52), _shade(rgb, 0.6), (230, 200, 60)))
@@ -439,8 +475,10 @@ def bus(rng: np.random.Generator) -> Model:
     return assemble(parts, solid=True)
 
 
-def truck(rng: np.random.Generator) -> Model:
-    """A lorry with a box, a tank or an open bed, about 7.5 x 2.4 x 3.2 m."""
+@lru_cache(maxsize=KINDS)
+def truck(kind: int) -> Model:
+    """A lorry with a box, a tank or an open bed, about 7.5 x 2.4 x 3.2 m. `kind` in 0..KINDS - 1 decides its looks."""
+    rng = np.random.default_rng([23, kind])
     length, half, load = rng.uniform(6, 8.5), rng.uniform(1.1, 1.25), _pick(rng, ("box", "box", "tank", "bed"))
     nose, tail, cab_top = length / 2, -length / 2, rng.uniform(2.4, 2.9)
     rgb, wall = _pick(rng, PAINTS), nose - 2.0
@@ -531,8 +569,10 @@ class Looks(NamedTuple):
     accent: tuple
 
 
-def looks(rng: np.random.Generator) -> Looks:
-    """Random height, clothes and things carried."""
+@lru_cache(maxsize=KINDS)
+def looks(kind: int) -> Looks:
+    """Height, clothes and things carried of person `kind` in 0..KINDS - 1."""
+    rng = np.random.default_rng([20, kind])
     extra = _pick(rng, ("", "", "bag", "backpack", "umbrella", "skirt", "coat", "hat"))
     hair = _pick(rng, ((30, 24, 22), (70, 46, 30), (150, 110, 60), (110, 108, 106), (24, 22, 26)))
     return Looks(rng.uniform(1.55, 1.9), rng.uniform(0.92, 1.18), _pick(rng, CLOTHES), _shade(_pick(rng, CLOTHES), 0.7),
@@ -540,16 +580,22 @@ def looks(rng: np.random.Generator) -> Looks:
                  _pick(rng, PAINTS))  # fmt: skip
 
 
-def person(who: Looks, phase: float, *, pose: str = "walk") -> Model:
-    """A person of given looks; `pose` is "walk" (`phase` in radians of the gait), "stand" or "ride" (of the pedals)."""
+def person(kind: int, turn: float, *, pose: str = "walk") -> Model:
+    """Person `kind`; `pose` is "walk", "stand" or "ride", and `turn` counts double steps or turns of the pedals."""
+    return _person(kind, round(turn * GAIT_STEPS) % GAIT_STEPS, pose)
+
+
+@lru_cache(maxsize=4096)
+def _person(kind: int, step: int, pose: str) -> Model:
+    who, phase = looks(kind), 2 * np.pi * step / GAIT_STEPS
     if pose == "ride":
         return _rider(who, phase)
     k, b = who.height / 1.75, who.build
-    swing = 0.5 if pose == "walk" else 0.07
+    swing = 0.4 if pose == "walk" else 0.07
     parts, feet = [], []
     for side, turn in ((-1, phase), (1, phase + np.pi)):
         thigh = swing * np.sin(turn)
-        shin = thigh - (0.1 + 0.75 * max(0.0, np.cos(turn))) * (swing > 0.2)
+        shin = thigh - (0.08 + 0.6 * max(0.0, np.cos(turn))) * (swing > 0.2)
         hip = np.array([side * 0.095, 0.92, 0])
         knee = hip + 0.43 * np.array([0, -np.cos(thigh), np.sin(thigh)])
         ankle = knee + 0.42 * np.array([0, -np.cos(shin), np.sin(shin)])
@@ -627,8 +673,10 @@ def _rider(who: Looks, phase: float) -> Model:
     return assemble(parts, solid=False)
 
 
-def bicycle(rng: np.random.Generator) -> Model:
-    """A bicycle, about 1.75 x 0.5 x 1.05 m, without rider."""
+@lru_cache(maxsize=KINDS)
+def bicycle(kind: int) -> Model:
+    """A bicycle, about 1.75 x 0.5 x 1.05 m, without rider. `kind` in 0..KINDS - 1 decides its looks."""
+    rng = np.random.default_rng([24, kind])
     rgb, tyre = _pick(rng, PAINTS), _pick(rng, (TYRE, TYRE, (90, 74, 56)))
     r, base = 0.345, rng.uniform(0.51, 0.56)
     rear, front, crank = (0, r, -base), (0, r, base), (0, 0.3, -0.06)
@@ -686,8 +734,10 @@ def signal_pole(reach: float, height: float) -> Model:
     return assemble(parts, solid=False)
 
 
-def tree(rng: np.random.Generator) -> Model:
-    """A street tree, 4 to 8 m."""
+@lru_cache(maxsize=KINDS)
+def tree(kind: int) -> Model:
+    """A street tree, 4 to 8 m. `kind` in 0..KINDS - 1 decides its looks."""
+    rng = np.random.default_rng([25, kind])
     height, spread = rng.uniform(4.2, 8), rng.uniform(1.2, 2.2)
     green = _pick(rng, ((62, 92, 44), (78, 100, 40), (50, 84, 50), (120, 96, 40), (92, 110, 60)))
     bark, fork = (78, 62, 48), height * 0.42
@@ -701,16 +751,20 @@ def tree(rng: np.random.Generator) -> Model:
     return assemble(parts, solid=False)
 
 
-def lamp_post(rng: np.random.Generator) -> Model:
-    """A street lamp, 5 to 7 m, its arm to the local left."""
+@lru_cache(maxsize=KINDS)
+def lamp_post(kind: int) -> Model:
+    """A street lamp, 5 to 7 m, its arm to the local left. `kind` in 0..KINDS - 1 decides its looks."""
+    rng = np.random.default_rng([26, kind])
     h, rgb = rng.uniform(5, 7), _pick(rng, ((60, 64, 66), (110, 114, 118), (40, 56, 50)))
     return assemble([_tube((0, 0, 0), (0, h, 0), 0.09, rgb, 0.055), _tube((0, h, 0), (-1.1, h + 0.25, 0), 0.045, rgb),
                      _tube((0, 0, 0), (0, 0.7, 0), 0.13, rgb, 0.12),
                      _tube((-1.0, h + 0.22, 0), (-1.6, h + 0.22, 0), 0.09, (255, 214, 150), 0.07, glow=1)], solid=False)  # fmt: skip
 
 
-def furniture(rng: np.random.Generator) -> Model:
-    """Something on the pavement that is none of the classes: bin, cabinet, sign, bush, bollard or bench."""
+@lru_cache(maxsize=KINDS)
+def furniture(kind: int) -> Model:
+    """Something on the pavement that is none of the classes: bin, cabinet, sign, bush, bollard or bench. `kind` in 0..KINDS - 1 decides its looks."""
+    rng = np.random.default_rng([27, kind])
     kind, rgb = _pick(rng, ("bin", "cabinet", "sign", "sign", "bush", "bollard", "bench")), _pick(rng, PAINTS)
     if kind == "bin":
         body = _frustum(0.24, 0.3, 0.05, 0.95, (-0.25, 0.25, -0.3, 0.3))

@@ -52,6 +52,7 @@ def fit(
     device: str | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
+    compiled: bool = False,
     progress: bool = True,
 ) -> YOLOv3:
     """Train a network, in mixed precision on a GPU, and return the moving average of its weights.
@@ -63,6 +64,7 @@ def fit(
         device: "cuda", "cpu", or None for the GPU where there is one.
         checkpoint: safetensors file, written every `checkpoint_every` steps; if it exists, training goes on from it.
         checkpoint_every: steps.
+        compiled: run the network through torch.compile, which pays off after some hundred steps on a GPU.
         progress: show a bar with the loss.
 
     Returns:
@@ -80,6 +82,8 @@ def fit(
     start = _load_checkpoint(checkpoint, config, model, average, optimizer) if checkpoint else 0
     images = torch.from_numpy(data.images_u8).to(device)
     boxes, labels = torch.from_numpy(data.boxes_xyxy).to(device), torch.from_numpy(data.labels).to(device)
+    network = torch.compile(model) if compiled else model
+    averaged, current = _float_tensors(average), _float_tensors(model)
 
     bar = tqdm(range(start, config.steps), "train", config.steps, initial=start, unit="step", disable=not progress)
     for step in bar:
@@ -92,13 +96,13 @@ def fit(
         if config.augment:
             x, b, k = augment(x, b, k, rng)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            heads = model(x.contiguous(memory_format=torch.channels_last))
+            heads = network(x.contiguous(memory_format=torch.channels_last))
         total = yolo_loss([h.float() for h in heads], b, k)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
-        _update_average(average, model, min(config.ema_decay, (step + 1) / (step + 10)))
+        torch._foreach_lerp_(averaged, current, 1 - min(config.ema_decay, (step + 1) / (step + 10)))
         save = checkpoint and ((step + 1) % checkpoint_every == 0 or step + 1 == config.steps)
         if step % 50 == 0 or step + 1 == config.steps or save:  # not always: reading the loss waits for the GPU
             value = total.item()
@@ -135,11 +139,9 @@ def _schedule(step: int, config: TrainConfig) -> float:
     return 0.01 + 0.99 * (1 + math.cos(math.pi * t)) / 2
 
 
-@torch.no_grad()
-def _update_average(average: YOLOv3, model: YOLOv3, decay: float) -> None:
-    pairs = [(a, m) for a, m in zip(average.state_dict().values(), model.state_dict().values(), strict=True)
-             if a.is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in pairs], [m for _, m in pairs], 1 - decay)
+def _float_tensors(model: YOLOv3) -> list[torch.Tensor]:
+    """Parameters and running statistics, detached: writes go to the model and leave no gradient behind."""
+    return [v for v in model.state_dict().values() if v.is_floating_point()]
 
 
 def augment(
@@ -269,12 +271,15 @@ def _save_checkpoint(path: Path, step: int, config: TrainConfig, model, average,
 
 def _load_checkpoint(path: Path, config: TrainConfig, model, average, optimizer) -> int:
     """Restore everything and return the step to go on with; 0 if there is no checkpoint."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not Path(path).exists():
         return 0
-    with safe_open(path, "pt") as file:
-        meta, state = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, not a dict
+    try:
+        with safe_open(path, "pt") as file:
+            meta, state = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, not a dict
+    except SafetensorError as e:
+        raise ValueError(f"checkpoint: {path} is no intact safetensors file ({e}); delete it to start again") from e
     if (made_for := json.loads((meta or {}).get("config", "null"))) != asdict(config):
         raise ValueError(f"checkpoint: {path} was made with {made_for}, expected {asdict(config)}; delete or match it")
     for prefix, module in (("model.", model), ("average.", average)):

@@ -6,6 +6,7 @@ Left out on purpose: sound, hardware encoders, codecs other than H.264.
 import errno
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ import av
 import cv2
 import numpy as np
 
+REALTIME = {"preset": "superfast", "crf": "23", "tune": "zerolatency"}      # FFmpeg's names and values
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 _TICKS_PER_S = 90_000                           # time base of the files written: exact for 24, 25, 29.97, 30, 60 fps
 
@@ -25,11 +27,13 @@ class VideoWriter:
     a video. When the block ends with an exception, Ctrl-C included, the frames so far become `path` all the same, and
     the exception goes on. Without any frame nothing is left behind, and a file that was there stays.
 
-    Encoder: libx264, preset superfast, CRF 23, tune zerolatency, one thread: all work happens inside `write`, where
-    it can be timed, and none beside it on the engine's cores.
+    Encoder: libx264, one thread: all work happens inside `write`, where it can be timed, and none beside it on the
+    engine's cores.
     """
 
-    def __init__(self, path: str | os.PathLike, fps: float, size: tuple[int, int]):
+    def __init__(
+        self, path: str | os.PathLike, fps: float, size: tuple[int, int], *, encoder: Mapping[str, str] = REALTIME
+    ):
         """Create the file.
 
         Args:
@@ -37,6 +41,7 @@ class VideoWriter:
             fps: nominal frame rate, frames per second, above 0 and at most 1000.
             size: width and height of the frames, pixels, at least 2. The encoder needs even numbers, so of an odd
                 size the last column or row is cut off.
+            encoder: options of libx264.
 
         Raises:
             ValueError: another suffix, or fps or size out of range.
@@ -44,6 +49,7 @@ class VideoWriter:
         """
         self.path, self.fps, self.size = Path(path), float(fps), (int(size[0]), int(size[1]))
         self.frames = 0                                         # written so far
+        self._encoder = dict(encoder)
         self._container = None
         self._last_tick = -1
         if self.path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -73,7 +79,7 @@ class VideoWriter:
         stream.width, stream.height = self.size[0] // 2 * 2, self.size[1] // 2 * 2
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.options = {"preset": "superfast", "crf": "23", "tune": "zerolatency"}
+        context.options = self._encoder
         context.thread_count = 1
         context.time_base = Fraction(1, _TICKS_PER_S)
         context.gop_size = max(1, round(2 * self.fps))          # a player can jump to any two seconds
