@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Torch starts one thread per core it sees; on shared machines that is more than the process may use.
-export UV_LINK_MODE ?= copy
 
 .PHONY: demo test lab clean
 

@@ -6,6 +6,8 @@ import tempfile
 # Before any test imports a module that reads it; a test run must not touch the user's plans.
 _CACHE = tempfile.TemporaryDirectory(prefix="trtkit-test-cache-")
 os.environ["TRTKIT_CACHE"] = _CACHE.name
+# On a busy machine, threads that spin at each other's barriers take minutes for what is seconds of work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -34,7 +36,7 @@ def rng() -> np.random.Generator:
 
 
 def randomize_batchnorm(module, seed: int = 0):
-    """Statistics as after a training: no mean at 0, no variance at 1, gammas of both signs would be too kind to none."""
+    """Statistics as after a training: no mean at 0, no variance or gamma at 1, so that folding has work to do."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -53,7 +55,7 @@ def randomize_batchnorm(module, seed: int = 0):
 
 @pytest.fixture(scope="session")
 def small_yolo():
-    """YOLOv3 with 3 classes, an eighth of the channels' squares, random BatchNorm statistics, eval mode. Do not change."""
+    """YOLOv3 with 3 classes, width 0.25, random BatchNorm statistics, in eval mode. Shared: do not change it."""
     import torch
 
     from trtkit.models import YOLOv3

@@ -210,7 +210,7 @@ def test_a_table_comes_back_exactly_and_no_temporary_file_stays(tmp_path):
 
 def test_a_table_of_another_graph_is_refused(tmp_path):
     _save(tmp_path / "t.json")
-    with pytest.raises(ValueError, match="abababababab.*cdcdcdcdcdcd"):
+    with pytest.raises(ValueError, match=r"abababababab.*cdcdcdcdcdcd"):
         calib.load_table(tmp_path / "t.json", graph_sha256="cd" * 32)
 
 

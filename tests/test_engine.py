@@ -243,7 +243,7 @@ def test_tensorrt_is_refused_where_available_says_why(graph, cache):
 
 def test_without_any_backend_auto_says_why_for_each(graph, monkeypatch):
     monkeypatch.setattr(engine, "available", lambda: {"ort": "not installed", "trt": "no GPU here"})
-    with pytest.raises(BackendError, match="not installed.*no GPU here"):
+    with pytest.raises(BackendError, match=r"not installed.*no GPU here"):
         engine.build(graph)
 
 

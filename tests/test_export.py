@@ -92,7 +92,7 @@ def test_a_failed_export_leaves_nothing_behind_and_keeps_the_old_graph(tmp_path,
 
 
 def test_unfoldable_batchnorm_is_named(tmp_path):
-    with pytest.raises(ValueError, match="BatchNormalization.*first /bn"):
+    with pytest.raises(ValueError, match=r"BatchNormalization.*first /bn"):
         export.export_onnx(_BatchNormFirst(), tmp_path / "m.onnx", size=32, output_names=("y",))
 
 

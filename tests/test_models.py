@@ -28,7 +28,9 @@ def test_the_papers_network_has_the_structure_of_yolov3_cfg(paper):
     assert sum(m.weight.numel() for m in paper.modules() if isinstance(m, nn.Conv2d)) == 61_895_776
 
 
-@pytest.mark.parametrize(("size", "bflops", "boxes"), [(320, 38.973, 6_300), (416, 65.864, 10_647), (608, 140.692, 22_743)])
+@pytest.mark.parametrize(
+    ("size", "bflops", "boxes"), [(320, 38.973, 6_300), (416, 65.864, 10_647), (608, 140.692, 22_743)]
+)
 def test_operations_and_boxes_equal_darknets(paper, size, bflops, boxes):
     operations, handles = [], []
     for m in paper.modules():
@@ -186,8 +188,7 @@ def test_a_pickle_is_refused_and_runs_nothing_under_any_name(tmp_path, name):
     with pytest.raises(ValueError, match="safetensors"):
         load_weights(path)
     assert not evidence.exists()
-    with pytest.raises(AttributeError):                             # the bomb is real: it would have gone off
-        pickle.loads(path.read_bytes())["stem"].anything
+    pickle.loads(path.read_bytes())                         # the bomb is real: elsewhere it goes off
     assert evidence.exists()
 
 

@@ -71,6 +71,10 @@ class Case:
         return qdq.insert_qdq(self.model, self.table, target=target, skip=self.heads)
 
 
+def _export(module: nn.Module, folder) -> Case:
+    return Case(onnx.load(export.export_onnx(module, folder / "m.onnx", size=32, output_names=("y",))), 32, folder)
+
+
 @pytest.fixture(scope="module", params=["tiny8", "tiny12", "yolo"])
 def case(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
@@ -78,16 +82,14 @@ def case(request, tmp_path_factory):
         return Case(onnx.load(request.getfixturevalue("yolo_graph")), SIZE, folder)
     channels = int(request.param.removeprefix("tiny"))
     torch.manual_seed(channels)
-    path = export.export_onnx(randomize_batchnorm(Tiny(channels), channels), folder / "m.onnx", size=32, output_names=("y",))
-    return Case(onnx.load(path), 32, folder)
+    return _export(randomize_batchnorm(Tiny(channels), channels), folder)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(3)
-    path = export.export_onnx(randomize_batchnorm(Tiny(8)), folder / "m.onnx", size=32, output_names=("y",))
-    return Case(onnx.load(path), 32, folder)
+    return _export(randomize_batchnorm(Tiny(8)), folder)
 
 
 @pytest.fixture(params=qdq.TARGETS)
@@ -274,7 +276,8 @@ def test_ours_is_not_worse_than_onnxruntimes_own_quantizer(case):
     ours = _run(case.quantize("cpu"), case.images, case.folder, "cpu")
 
     def error(outputs):
-        return np.mean([np.abs(o - f).mean() / np.abs(f).mean() for o, f in zip(outputs, case.float_outputs, strict=True)])
+        pairs = zip(outputs, case.float_outputs, strict=True)
+        return np.mean([np.abs(o - f).mean() / np.abs(f).mean() for o, f in pairs])
 
     assert error(ours) <= 1.25 * error(theirs)
 
@@ -364,19 +367,17 @@ class _Tied(nn.Module):
 
 def test_convolutions_that_share_weights_are_each_quantized(tmp_path, target):
     torch.manual_seed(0)
-    case = Case(onnx.load(export.export_onnx(_Tied().eval(), tmp_path / "m.onnx", size=32, output_names=("y",))), 32, tmp_path)
+    case = _export(_Tied().eval(), tmp_path)
     outputs = _run(case.quantize(target), case.images, tmp_path, target)
     assert _mean_sqnr(case.float_outputs, outputs) > 20
 
 
 def test_an_untrained_network_whose_equal_biases_the_exporter_merges_runs_in_integers(tmp_path):
     torch.manual_seed(0)
-    path = export.export_onnx(Tiny(8).eval(), tmp_path / "m.onnx", size=32, output_names=("y",))
-    model = onnx.load(path)
-    assert any(n.op_type == "Identity" for n in model.graph.node), "the exporter no longer merges; drop this test"
-    case = Case(model, 32, tmp_path)
+    case = _export(Tiny(8).eval(), tmp_path)
+    assert any(n.op_type == "Identity" for n in case.model.graph.node), "the exporter no longer merges; drop this test"
     quantized = case.quantize("cpu")
-    assert _optimized_kinds(quantized, tmp_path)["QLinearConv"] == len(qdq.conv_names(model)) - 1
+    assert _optimized_kinds(quantized, tmp_path)["QLinearConv"] == len(qdq.conv_names(case.model)) - 1
     assert _mean_sqnr(case.float_outputs, _run(quantized, case.images, tmp_path, "cpu")) > 15
 
 

@@ -28,7 +28,10 @@ def _ort_round_trip(axis):
                 helper.make_tensor_value_info("scale", TensorProto.FLOAT, shape),
                 helper.make_tensor_value_info("zero", code, shape),
             ],
-            [helper.make_tensor_value_info("q", code, None), helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [
+                helper.make_tensor_value_info("q", code, None),
+                helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+            ],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         options = ort.SessionOptions()

@@ -63,7 +63,7 @@ def mean_average_precision(
     for what, images in (("detections", detections), ("truths", truths)):
         for i, image in enumerate(images):          # pycocotools would drop them in silence
             if (wrong := image.labels[(image.labels < 0) | (image.labels >= len(class_names))]).size:
-                raise ValueError(f"{what}[{i}]: got label {wrong[0]}, expected 0 to {len(class_names) - 1}, one per name")
+                raise ValueError(f"{what}[{i}]: got label {wrong[0]}, expected 0 to {len(class_names) - 1}; name it")
     annotations = [
         {"image_id": i, "category_id": int(label), "bbox": _xywh(box), "area": _area(box), "iscrowd": int(ignore)}
         for i, t in enumerate(truths)

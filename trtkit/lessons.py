@@ -2,6 +2,8 @@
 
 import ast
 import contextlib
+import os
+import re
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -72,23 +74,35 @@ def run_notebook(
     """
     import nbformat
     import papermill
-    from nbconvert import HTMLExporter
 
     notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
     parameters = parameters or {}
     check_parameters(notebook, parameters)
     _require_writable(out_dir)
     executed = out_dir / notebook.name
+    os.environ["TQDM_DISABLE"] = "1"        # for the kernel: a page keeps no moving bars. Ours is set up already
     papermill.execute_notebook(
         str(notebook), str(executed), parameters, cwd=str(notebook.parent), progress_bar=progress,
         execution_timeout=CELL_TIMEOUT_S, kernel_name="python3",
     )
-    html, _ = HTMLExporter().from_notebook_node(nbformat.read(executed, 4))
     page = executed.with_suffix(".html")
     temporary = page.with_suffix(".html.tmp")
-    temporary.write_text(html)
+    temporary.write_text(_html(nbformat.read(executed, 4)))
     temporary.replace(page)
     return page
+
+
+def _html(notebook) -> str:
+    """A page that needs no network: nbconvert would fetch MathJax, so formulas become MathML, which browsers read."""
+    from latex2mathml.converter import convert
+    from nbconvert import HTMLExporter
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(m[1], display="block"), cell.source, flags=re.S)
+            cell.source = re.sub(r"\$([^$\n]+)\$", lambda m: convert(m[1]), text)
+    html, _ = HTMLExporter().from_notebook_node(notebook)
+    return re.sub(r"<script[^>]*mathjax[^>]*>\s*</script>", "", html)
 
 
 def _require_writable(folder: Path) -> None:

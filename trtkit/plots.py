@@ -56,7 +56,7 @@ def thresholds(
     for (name, x), color in zip(marks.items(), ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=False):
         ax.axvline(x, color=color, lw=2, label=f"{name} {x:.2f}")
     ax.set(xlabel=xlabel, ylabel="values per bin", title=title)
-    ax.legend(frameon=False)
+    ax.legend(loc="upper right", framealpha=1, edgecolor="none")
     ax.spines[["top", "right"]].set_visible(False)
     plt.show()
     plt.close(figure)
@@ -80,7 +80,8 @@ def stage_bars(reports: Mapping[str, Mapping[str, np.ndarray]], budget_ms: float
             left += ms
         ax.text(left + 0.4, row, f"{left:.1f} ms", va="center")
     ax.axvline(budget_ms, color="k", ls="--", lw=1)
-    ax.text(budget_ms, len(reports) - 0.45, f" a frame every {budget_ms:.0f} ms", va="bottom", ha="right", fontsize=9)
+    ax.text(budget_ms, 1.02, f"a frame every {budget_ms:.0f} ms", transform=ax.get_xaxis_transform(), ha="center",
+            fontsize=9)
     ax.set_yticks(range(len(reports)), list(reports))
     ax.invert_yaxis()
     ax.set(xlabel="median ms per frame", xlim=(0, None))

@@ -29,10 +29,10 @@ _CAPS = np.concatenate([_TURN, _TURN + np.pi])  # both round ends of a limb
 DARK, TYRE, GLASS, CHROME = (34, 34, 38), (26, 26, 28), (44, 56, 68), (168, 170, 174)
 WHITE_LAMP, RED_LAMP, AMBER_LAMP = (255, 246, 214), (235, 36, 28), (255, 176, 60)
 PAINTS = ((196, 30, 36), (28, 62, 140), (236, 236, 232), (36, 38, 42), (150, 154, 160), (32, 92, 66), (214, 168, 40),
-          (120, 28, 44), (96, 132, 168), (200, 196, 180), (220, 98, 36), (84, 88, 96))  # fmt: skip
+          (120, 28, 44), (96, 132, 168), (200, 196, 180), (220, 98, 36), (84, 88, 96))
 SKINS = ((236, 196, 168), (214, 164, 128), (168, 116, 84), (112, 76, 54), (84, 56, 42))
 CLOTHES = ((40, 52, 88), (150, 40, 46), (214, 206, 190), (52, 56, 60), (44, 98, 84), (196, 150, 60), (96, 70, 110),
-           (70, 110, 160), (228, 228, 226), (122, 90, 62), (210, 110, 120), (30, 30, 34), (232, 120, 40))  # fmt: skip
+           (70, 110, 160), (228, 228, 226), (122, 90, 62), (210, 110, 120), (30, 30, 34), (232, 120, 40))
 
 
 class Camera(NamedTuple):
@@ -122,8 +122,8 @@ def assemble(parts: list[Part], *, solid: bool) -> Model:
     return Model(kinds.tolist(), first.tolist(), np.concatenate([pts, centre]), normal,
                  np.array([p.rgb for p in parts], np.float32), np.array([p.radius for p in parts], np.float32),
                  np.array([p.glow for p in parts]), np.array([p.group for p in parts]), np.flatnonzero(kinds == TUBE),
-                 kinds != FACE, np.where(kinds == FACE, 0, np.where(kinds == SHEET, 0.25, 0.45)).astype(np.float32), solid,
-                 (float(reach[0]), float(reach[2])))  # fmt: skip
+                 kinds != FACE, np.array([0, 0.25, 0.45, 0.45], np.float32)[kinds], solid,
+                 (float(reach[0]), float(reach[2])))
 
 
 # ---------------------------------------------------------------------------------------------- painting
@@ -217,11 +217,13 @@ def paint(model: Model, place: Place, camera: Camera, light: Light, *, frame: tu
 
     if fine > 1:
         canvas = cv2.resize(canvas, (w, h), interpolation=cv2.INTER_AREA)
-    if 24 < h <= 960 and w <= 1400:
+    close = light.density * place.z < 0.4  # fog hides dirt and cloth
+    if close and 24 < h <= 960 and w <= 1400:
         dx = int(model.rgb[0, 0] * 7) % (1401 - w)  # another piece of the tile for another colour
         canvas = cv2.multiply(canvas, _grain()[:h, dx : dx + w], scale=1 / 128)
     lamps = _lamps(model, set(order), screen, radius_px, camera.focal / max(place.z, NEAR_M), light)
-    return Sprite(cv2.cvtColor(canvas, cv2.COLOR_RGBA2RGB), cv2.extractChannel(canvas, 3), int(low[0]), int(low[1]), lamps)
+    rgb, alpha = cv2.cvtColor(canvas, cv2.COLOR_RGBA2RGB), cv2.extractChannel(canvas, 3)
+    return Sprite(rgb, alpha, int(low[0]), int(low[1]), lamps)
 
 
 def _limbs(model: Model, screen: np.ndarray, radius_px: np.ndarray) -> np.ndarray:
@@ -252,7 +254,8 @@ def _fill(canvas, model: Model, order: list[int], screen, limbs, radius_px, rgba
     flat = np.rint(screen * unit).astype(np.int32)
     body = np.rint(limbs * unit).astype(np.int32)
     middle = limbs.mean(1, keepdims=True)
-    stripe = np.rint((middle + (limbs - middle) * 0.55 - radius_px[model.tubes, None, :1] * (0.24, 0.2)) * unit).astype(np.int32)
+    stripe = middle + (limbs - middle) * 0.55 - radius_px[model.tubes, None, :1] * (0.24, 0.2)
+    stripe = np.rint(stripe * unit).astype(np.int32)
     tube_of = dict(zip(model.tubes.tolist(), range(len(model.tubes)), strict=True))
     kinds, first, thick, colours = model.kinds, model.first, radius_px[:, 0].tolist(), rgba.tolist()
     for i in order:
@@ -268,10 +271,10 @@ def _fill(canvas, model: Model, order: list[int], screen, limbs, radius_px, rgba
             cv2.fillConvexPoly(canvas, flat[first[i] : first[i + 1]], colours[i], line, SUBPIXEL_BITS)
 
 
-def _lamps(model: Model, shown: set[int], screen: np.ndarray, radius_px: np.ndarray, px_per_m: float, light: Light) -> list:
+def _lamps(model: Model, shown: set[int], screen, radius_px, px_per_m: float, light: Light) -> list:
     at = screen[model.first[-1] :]
     return [(float(at[i, 0]), float(at[i, 1]), max(float(radius_px[i, 0]), 0.16 * px_per_m * (model.kinds[i] == FACE)),
-             tuple(model.rgb[i].tolist())) for i in _shining(model, light) if i in shown]  # fmt: skip
+             tuple(model.rgb[i].tolist())) for i in _shining(model, light) if i in shown]
 
 
 def cast_shadow(
@@ -311,19 +314,24 @@ def _patch(quad: np.ndarray, u0: float, u1: float, v0: float, v1: float) -> np.n
 
 
 def _frustum(x0: float, x1: float, y0: float, y1: float, z: tuple[float, float, float, float]) -> dict[str, np.ndarray]:
-    """Outward quads of a block: half widths x0 (bottom) and x1 (top); z = rear and front below, rear and front above."""
+    """Outward quads of a block: half widths x0 (below) and x1 (above); z = rear and front below, then above."""
     a, b, c, d = (-x0, y0, z[0]), (x0, y0, z[0]), (x0, y0, z[1]), (-x0, y0, z[1])
     e, f, g, h = (-x1, y1, z[2]), (x1, y1, z[2]), (x1, y1, z[3]), (-x1, y1, z[3])
-    return {"rear": _quad(a, b, f, e), "front": _quad(c, d, h, g), "right": _quad(b, c, g, f), "left": _quad(d, a, e, h),
-            "top": _quad(e, f, g, h), "bottom": _quad(d, c, b, a)}  # fmt: skip
+    return {"rear": _quad(a, b, f, e), "front": _quad(c, d, h, g), "right": _quad(b, c, g, f),
+            "left": _quad(d, a, e, h), "top": _quad(e, f, g, h), "bottom": _quad(d, c, b, a)}
 
 
 def _block(quads: dict[str, np.ndarray], rgb, *, group: int = 0, kind: int = FACE) -> list[Part]:
     return [Part(kind, q[::-1], rgb, group=group) for q in quads.values()]
 
 
-def _decal(quad: np.ndarray, rgb, *, glow: int = 0, group: int = 0) -> Part:
-    return Part(FACE, quad[::-1], rgb, glow=glow, group=group)
+def _at(x: float, y: float, z: float) -> np.ndarray:
+    return np.array([x, y, z])
+
+
+def _on(quad: np.ndarray, u0: float, u1: float, v0: float, v1: float, rgb, *, glow: int = 0, group: int = 0) -> Part:
+    """A painted patch of a quad: a window, a lamp, a stripe."""
+    return Part(FACE, _patch(quad, u0, u1, v0, v1)[::-1], rgb, glow=glow, group=group)
 
 
 def _disc(x: float, y: float, z: float, r: float, n: int = 12) -> np.ndarray:
@@ -362,7 +370,7 @@ def _wheels(half: float, axles, r: float, *, group_of=lambda z: 0) -> tuple[list
             over += [Part(FACE, _disc(x, r + 0.03, z, r * 1.17), (18, 18, 20), group=g),
                      Part(FACE, _disc(x, r, z, r, 14), TYRE, group=g),
                      Part(FACE, _disc(x, r, z, r * 0.62, 10), CHROME, group=g),
-                     Part(FACE, _disc(x, r, z, r * 0.22, 6), (70, 70, 74), group=g)]  # fmt: skip
+                     Part(FACE, _disc(x, r, z, r * 0.22, 6), (70, 70, 74), group=g)]
     return under, over
 
 
@@ -382,7 +390,7 @@ def car(kind: int) -> Model:
     low = 0.26 + 0.06 * (style == "suv")
     profile = np.array([(tail + 0.1, low), (nose - 0.12, low), (nose, low + 0.16), (nose - 0.06, belt - 0.2),
                         (nose - 0.35, belt - 0.09), (nose - 1.1, belt), (tail + 0.15, belt + 0.03), (tail, belt - 0.2),
-                        (tail + 0.02, low + 0.14)])  # (z, y), nose to the right  # fmt: skip
+                        (tail + 0.02, low + 0.14)])  # (z, y), nose to the right
     under, wheels = _wheels(half, (nose - 0.82, tail + 0.78), r)
     parts = under + _block(_frustum(half * 0.9, half * 0.9, 0.16, 0.4, (tail + 0.4, nose - 0.4) * 2), DARK)
     side = np.concatenate([np.full((9, 1), half), profile[:, ::-1]], 1)  # (9, 3)
@@ -392,27 +400,27 @@ def car(kind: int) -> Model:
         parts.append(Part(FACE, np.array([a * (-1, 1, 1), a, b, b * (-1, 1, 1)]), paint_rgb))
     parts += _car_ends(side, rng)
     for sx, q in ((1, _quad((half, low, tail), (half, low, nose), (half, belt, nose), (half, belt, tail))),
-                  (-1, _quad((-half, low, nose), (-half, low, tail), (-half, belt, tail), (-half, belt, nose)))):  # fmt: skip
-        parts.append(_decal(_patch(q, 0.06, 0.94, 0.0, 0.13), DARK))
+                  (-1, _quad((-half, low, nose), (-half, low, tail), (-half, belt, tail), (-half, belt, nose)))):
+        parts.append(_on(q, 0.06, 0.94, 0.0, 0.13, DARK))
         for u in (0.36, 0.6) if sx > 0 else (0.4, 0.64):
-            parts.append(_decal(_patch(q, u, u + 0.008, 0.14, 0.95), _shade(paint_rgb, 0.55)))
-            parts.append(_decal(_patch(q, u + 0.02, u + 0.06, 0.72, 0.78), _shade(paint_rgb, 0.6)))
+            parts.append(_on(q, u, u + 0.008, 0.14, 0.95, _shade(paint_rgb, 0.55)))
+            parts.append(_on(q, u + 0.02, u + 0.06, 0.72, 0.78, _shade(paint_rgb, 0.6)))
     parts += wheels
     for x in (-half - 0.08, half + 0.08):  # mirrors, before the cabin that hides the far one
         parts.append(_tube((x, belt + 0.05, nose - 1.2), (x * 1.08, belt + 0.07, nose - 1.2), 0.07, paint_rgb))
     rear_base = tail + {"sedan": 0.62, "hatchback": 0.16, "suv": 0.1}[style]
     slope = {"sedan": 0.62, "hatchback": 0.42, "suv": 0.22}[style]
     cabin = _frustum(half - 0.03, half - 0.2, belt - 0.01, roof,
-                     (rear_base, nose - 0.95, rear_base + slope, nose - 1.75))  # fmt: skip
+                     (rear_base, nose - 0.95, rear_base + slope, nose - 1.75))
     parts += _block(cabin, paint_rgb)
     tint = _shade(GLASS, rng.uniform(0.7, 1.25))
     for name in ("front", "rear"):
-        parts.append(_decal(_patch(cabin[name], 0.06, 0.94, 0.08, 0.92), tint))
-        parts.append(_decal(_patch(cabin[name], 0.12, 0.4, 0.55, 0.88), _shade(tint, 1.7)))
+        parts.append(_on(cabin[name], 0.06, 0.94, 0.08, 0.92, tint))
+        parts.append(_on(cabin[name], 0.12, 0.4, 0.55, 0.88, _shade(tint, 1.7)))
     for name in ("left", "right"):
         for u0, u1 in ((0.07, 0.48), (0.53, 0.93)):
-            parts.append(_decal(_patch(cabin[name], u0, u1, 0.1, 0.9), tint))
-            parts.append(_decal(_patch(cabin[name], u0 + 0.04, u1 - 0.12, 0.62, 0.84), _shade(tint, 1.6)))
+            parts.append(_on(cabin[name], u0, u1, 0.1, 0.9, tint))
+            parts.append(_on(cabin[name], u0 + 0.04, u1 - 0.12, 0.62, 0.84, _shade(tint, 1.6)))
     return assemble(parts, solid=True)
 
 
@@ -420,14 +428,14 @@ def _car_ends(side: np.ndarray, rng: np.random.Generator) -> list[Part]:
     """Lamps, grille, plates and bumpers on the front and rear of a car's side outline (9, 3)."""
     left = side * (-1, 1, 1)
     front, rear = _quad(side[2], left[2], left[3], side[3]), _quad(left[8], side[8], side[7], left[7])
-    parts = [_decal(_patch(front, 0.25, 0.75, 0.3, 0.85), DARK), _decal(_patch(front, 0.28, 0.72, 0.5, 0.58), CHROME),
-             _decal(_patch(front, 0.36, 0.64, 0.02, 0.26), (225, 225, 215)),
-             _decal(_patch(rear, 0.34, 0.66, 0.3, 0.62), (230, 225, 190)),
-             _decal(_patch(rear, 0.04, 0.96, 0.0, 0.16), DARK)]  # fmt: skip
+    parts = [_on(front, 0.25, 0.75, 0.3, 0.85, DARK), _on(front, 0.28, 0.72, 0.5, 0.58, CHROME),
+             _on(front, 0.36, 0.64, 0.02, 0.26, (225, 225, 215)),
+             _on(rear, 0.34, 0.66, 0.3, 0.62, (230, 225, 190)),
+             _on(rear, 0.04, 0.96, 0.0, 0.16, DARK)]
     width = rng.uniform(0.16, 0.24)
     for u in (0.02, 0.98 - width):
-        parts.append(_decal(_patch(front, u, u + width, 0.45, 0.95), WHITE_LAMP, glow=1))
-        parts.append(_decal(_patch(rear, u, u + width, 0.5, 0.98), RED_LAMP, glow=1))
+        parts.append(_on(front, u, u + width, 0.45, 0.95, WHITE_LAMP, glow=1))
+        parts.append(_on(rear, u, u + width, 0.5, 0.98, RED_LAMP, glow=1))
     return parts
 
 
@@ -445,33 +453,31 @@ def bus(kind: int) -> Model:
     tint, panes = _shade(GLASS, rng.uniform(0.75, 1.2)), int(rng.integers(5, 9))
     stripe = rng.uniform(0.14, 0.3)
     for name in ("left", "right"):
-        parts.append(_decal(_patch(body[name], 0, 1, 0.0, 0.07), DARK))
-        parts.append(_decal(_patch(body[name], 0, 1, 0.09, stripe), second))
-        parts.append(_decal(_patch(body[name], 0.02, 0.98, 0.44, 0.84), (28, 30, 34)))
+        parts.append(_on(body[name], 0, 1, 0.0, 0.07, DARK))
+        parts.append(_on(body[name], 0, 1, 0.09, stripe, second))
+        parts.append(_on(body[name], 0.02, 0.98, 0.44, 0.84, (28, 30, 34)))
         for k in range(panes):
             u0, u1 = 0.03 + 0.94 * k / panes, 0.03 + 0.94 * (k + 0.88) / panes
-            parts.append(_decal(_patch(body[name], u0, u1, 0.46, 0.82), tint, glow=0))
-            parts.append(_decal(_patch(body[name], u0 + 0.01, u0 + 0.05, 0.62, 0.8), _shade(tint, 1.55)))
+            parts.append(_on(body[name], u0, u1, 0.46, 0.82, tint, glow=0))
+            parts.append(_on(body[name], u0 + 0.01, u0 + 0.05, 0.62, 0.8, _shade(tint, 1.55)))
     for u in (0.84, 0.46):  # doors, on the kerb side
-        parts.append(_decal(_patch(body["right"], u, u + 0.09, 0.07, 0.84), (36, 40, 46)))
-        parts.append(_decal(_patch(body["right"], u + 0.01, u + 0.042, 0.12, 0.8), tint))
-        parts.append(_decal(_patch(body["right"], u + 0.048, u + 0.08, 0.12, 0.8), tint))
+        parts.append(_on(body["right"], u, u + 0.09, 0.07, 0.84, (36, 40, 46)))
+        parts.append(_on(body["right"], u + 0.01, u + 0.042, 0.12, 0.8, tint))
+        parts.append(_on(body["right"], u + 0.048, u + 0.08, 0.12, 0.8, tint))
     parts += wheels
-    parts += [_decal(_patch(body["front"], 0.05, 0.95, 0.36, 0.82), tint), _decal(_patch(body["front"], 0.1, 0.34, 0.58, 0.8),
-              _shade(tint, 1.6)), _decal(_patch(body["front"], 0.495, 0.505, 0.36, 0.82), DARK),
-              _decal(_patch(body["front"], 0.15, 0.85, 0.85, 0.96), (20, 20, 22)),
-              _decal(_patch(body["front"], 0.24, 0.7, 0.875, 0.935), AMBER_LAMP, glow=2),
-              _decal(_patch(body["front"], 0.0, 1.0, 0.0, 0.08), DARK), _decal(_patch(body["front"], 0.36, 0.64, 0.1, 0.16),
-              (228, 226, 214)), _decal(_patch(body["rear"], 0.15, 0.85, 0.55, 0.84), tint),
-              _decal(_patch(body["rear"], 0.2, 0.8, 0.16, 0.4), _shade(rgb, 0.7)),
-              _decal(_patch(body["rear"], 0.0, 1.0, 0.0, 0.1), DARK)]  # fmt: skip
+    front, rear = body["front"], body["rear"]
+    parts += [_on(front, 0.05, 0.95, 0.36, 0.82, tint), _on(front, 0.1, 0.34, 0.58, 0.8, _shade(tint, 1.6)),
+              _on(front, 0.495, 0.505, 0.36, 0.82, DARK), _on(front, 0.15, 0.85, 0.85, 0.96, (20, 20, 22)),
+              _on(front, 0.24, 0.7, 0.875, 0.935, AMBER_LAMP, glow=2), _on(front, 0, 1, 0, 0.08, DARK),
+              _on(front, 0.36, 0.64, 0.1, 0.16, (228, 226, 214)), _on(rear, 0.15, 0.85, 0.55, 0.84, tint),
+              _on(rear, 0.2, 0.8, 0.16, 0.4, _shade(rgb, 0.7)), _on(rear, 0, 1, 0, 0.1, DARK)]
     for u in (0.04, 0.82):
-        parts.append(_decal(_patch(body["front"], u, u + 0.14, 0.13, 0.21), WHITE_LAMP, glow=1))
-        parts.append(_decal(_patch(body["rear"], u + 0.02, u + 0.11, 0.2, 0.36), RED_LAMP, glow=1))
-    parts += _block(_frustum(half - 0.35, half - 0.45, top - 0.02, top + 0.2, (tail + 1, tail + 4, tail + 1.2, tail + 3.8)),
-                    _shade(second, 0.9))  # fmt: skip
-    for sx in (-1, 1):
-        parts.append(_tube((sx * (half + 0.12), top - 0.7, nose + 0.05), (sx * (half + 0.12), top - 1.1, nose + 0.05), 0.1, DARK))
+        parts.append(_on(body["front"], u, u + 0.14, 0.13, 0.21, WHITE_LAMP, glow=1))
+        parts.append(_on(body["rear"], u + 0.02, u + 0.11, 0.2, 0.36, RED_LAMP, glow=1))
+    cooler = _frustum(half - 0.35, half - 0.45, top - 0.02, top + 0.2, (tail + 1, tail + 4, tail + 1.2, tail + 3.8))
+    parts += _block(cooler, _shade(second, 0.9))
+    for x in (-half - 0.12, half + 0.12):
+        parts.append(_tube((x, top - 0.7, nose + 0.05), (x, top - 1.1, nose + 0.05), 0.1, DARK))
     return assemble(parts, solid=True)
 
 
@@ -487,23 +493,23 @@ def truck(kind: int) -> Model:
     cab = _frustum(half, half - 0.1, 0.5, cab_top, (wall + 0.1, nose, wall + 0.1, nose - 0.35))
     tint = _shade(GLASS, rng.uniform(0.75, 1.2))
     parts += _block(cab, rgb, group=2)
-    parts += [_decal(_patch(cab["front"], 0.06, 0.94, 0.5, 0.88), tint, group=2),
-              _decal(_patch(cab["front"], 0.1, 0.4, 0.68, 0.86), _shade(tint, 1.6), group=2),
-              _decal(_patch(cab["front"], 0.22, 0.78, 0.18, 0.42), DARK, group=2),
-              _decal(_patch(cab["front"], 0.26, 0.74, 0.28, 0.32), CHROME, group=2),
-              _decal(_patch(cab["front"], 0.0, 1.0, 0.0, 0.09), (60, 60, 64), group=2)]  # fmt: skip
+    parts += [_on(cab["front"], 0.06, 0.94, 0.5, 0.88, tint, group=2),
+              _on(cab["front"], 0.1, 0.4, 0.68, 0.86, _shade(tint, 1.6), group=2),
+              _on(cab["front"], 0.22, 0.78, 0.18, 0.42, DARK, group=2),
+              _on(cab["front"], 0.26, 0.74, 0.28, 0.32, CHROME, group=2),
+              _on(cab["front"], 0.0, 1.0, 0.0, 0.09, (60, 60, 64), group=2)]
     for u in (0.03, 0.81):
-        parts.append(_decal(_patch(cab["front"], u, u + 0.16, 0.1, 0.22), WHITE_LAMP, glow=1, group=2))
+        parts.append(_on(cab["front"], u, u + 0.16, 0.1, 0.22, WHITE_LAMP, glow=1, group=2))
     for name, (u0, u1) in (("left", (0.12, 0.68)), ("right", (0.32, 0.88))):
-        parts.append(_decal(_patch(cab[name], u0, u1, 0.54, 0.86), tint, group=2))
-        parts.append(_decal(_patch(cab[name], u0 + 0.04, u0 + 0.22, 0.68, 0.84), _shade(tint, 1.6), group=2))
-        parts.append(_decal(_patch(cab[name], u0, u1, 0.44, 0.46), _shade(rgb, 0.6), group=2))
+        parts.append(_on(cab[name], u0, u1, 0.54, 0.86, tint, group=2))
+        parts.append(_on(cab[name], u0 + 0.04, u0 + 0.22, 0.68, 0.84, _shade(tint, 1.6), group=2))
+        parts.append(_on(cab[name], u0, u1, 0.44, 0.46, _shade(rgb, 0.6), group=2))
     parts += {"box": _cargo_box, "tank": _cargo_tank, "bed": _cargo_bed}[load](rng, half, tail, wall)
     bumper = _frustum(half, half, 0.5, 0.8, (tail - 0.03, tail) * 2)["rear"]
-    parts.append(_decal(bumper, (60, 60, 62), group=1))
+    parts.append(_on(bumper, 0, 1, 0, 1, (60, 60, 62), group=1))
     for u in (0.03, 0.81):
-        parts.append(_decal(_patch(bumper, u, u + 0.16, 0.2, 0.9), RED_LAMP, glow=1, group=1))
-    parts.append(_decal(_patch(bumper, 0.38, 0.62, 0.2, 0.8), (230, 225, 190), group=1))
+        parts.append(_on(bumper, u, u + 0.16, 0.2, 0.9, RED_LAMP, glow=1, group=1))
+    parts.append(_on(bumper, 0.38, 0.62, 0.2, 0.8, (230, 225, 190), group=1))
     parts += wheels
     return assemble(parts, solid=True)
 
@@ -514,13 +520,13 @@ def _cargo_box(rng, half, tail, wall) -> list[Part]:
     parts = _block(box, rgb, group=1)
     sign = _pick(rng, PAINTS)
     for name in ("left", "right"):
-        parts += [_decal(_patch(box[name], 0.0, 1.0, 0.0, 0.06), _shade(rgb, 0.55), group=1),
-                  _decal(_patch(box[name], 0.2, 0.75, 0.42, 0.66), sign, group=1),
-                  _decal(_patch(box[name], 0.24, 0.6, 0.5, 0.57), (240, 240, 240), group=1)]  # fmt: skip
-        parts += [_decal(_patch(box[name], u, u + 0.006, 0.06, 1), _shade(rgb, 0.8), group=1) for u in (0.1, 0.3, 0.5, 0.7, 0.9)]
-    parts += [_decal(_patch(box["rear"], 0.04, 0.96, 0.03, 0.95), _shade(rgb, 0.86), group=1),
-              _decal(_patch(box["rear"], 0.49, 0.51, 0.03, 0.95), DARK, group=1)]  # fmt: skip
-    return parts + [_decal(_patch(box["rear"], u, u + 0.02, 0.1, 0.9), (110, 110, 114), group=1) for u in (0.4, 0.58)]
+        parts += [_on(box[name], 0.0, 1.0, 0.0, 0.06, _shade(rgb, 0.55), group=1),
+                  _on(box[name], 0.2, 0.75, 0.42, 0.66, sign, group=1),
+                  _on(box[name], 0.24, 0.6, 0.5, 0.57, (240, 240, 240), group=1)]
+        parts += [_on(box[name], u, u + 0.006, 0.06, 1, _shade(rgb, 0.8), group=1) for u in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    parts += [_on(box["rear"], 0.04, 0.96, 0.03, 0.95, _shade(rgb, 0.86), group=1),
+              _on(box["rear"], 0.49, 0.51, 0.03, 0.95, DARK, group=1)]
+    return parts + [_on(box["rear"], u, u + 0.02, 0.1, 0.9, (110, 110, 114), group=1) for u in (0.4, 0.58)]
 
 
 def _cargo_tank(rng, half, tail, wall) -> list[Part]:
@@ -534,7 +540,8 @@ def _cargo_tank(rng, half, tail, wall) -> list[Part]:
         side = np.stack([near[j], near[i], far[i], far[j]])
         parts.append(Part(FACE, side, rgb, group=1))
         if i in (2, 3, 8, 9):
-            parts.append(Part(FACE, _patch(side, 0, 1, 0.2, 0.75), _pick(rng, ((200, 60, 40), (60, 90, 150), rgb)), group=1))
+            stripe = _pick(rng, ((200, 60, 40), (60, 90, 150), rgb))
+            parts.append(Part(FACE, _patch(side, 0, 1, 0.2, 0.75), stripe, group=1))
     return parts
 
 
@@ -542,7 +549,8 @@ def _cargo_bed(rng, half, tail, wall) -> list[Part]:
     rgb = _pick(rng, ((120, 84, 56), (90, 94, 100), (60, 90, 130), (150, 60, 40)))
     bed = _frustum(half, half, 0.95, 1.5, (tail, wall) * 2)
     parts = _block(bed, rgb, group=1)
-    parts += [_decal(_patch(bed[n], 0, 1, v, v + 0.04), _shade(rgb, 0.6), group=1) for n in ("left", "right", "rear") for v in (0.3, 0.65)]
+    for name in ("left", "right", "rear"):
+        parts += [_on(bed[name], 0, 1, v, v + 0.04, _shade(rgb, 0.6), group=1) for v in (0.3, 0.65)]
     z = tail + 0.3
     while z < wall - 1.2:
         size = rng.uniform(0.8, 1.4)
@@ -577,7 +585,7 @@ def looks(kind: int) -> Looks:
     hair = _pick(rng, ((30, 24, 22), (70, 46, 30), (150, 110, 60), (110, 108, 106), (24, 22, 26)))
     return Looks(rng.uniform(1.55, 1.9), rng.uniform(0.92, 1.18), _pick(rng, CLOTHES), _shade(_pick(rng, CLOTHES), 0.7),
                  _pick(rng, SKINS), hair, _pick(rng, ((30, 28, 28), (220, 220, 220), (96, 60, 40))), extra,
-                 _pick(rng, PAINTS))  # fmt: skip
+                 _pick(rng, PAINTS))
 
 
 def person(kind: int, turn: float, *, pose: str = "walk") -> Model:
@@ -601,14 +609,15 @@ def _person(kind: int, step: int, pose: str) -> Model:
         ankle = knee + 0.42 * np.array([0, -np.cos(shin), np.sin(shin)])
         feet.append(ankle[1])
         parts += [_tube(hip, knee, 0.088 * b, who.legs, 0.064 * b), _tube(knee, ankle, 0.064 * b, who.legs, 0.044),
-                  _tube(ankle + (0, -0.02, -0.03), ankle + (side * 0.02, -0.03, 0.16), 0.045, who.shoes)]  # fmt: skip
+                  _tube(ankle + _at(0, -0.02, -0.03), ankle + _at(side * 0.02, -0.03, 0.16), 0.045, who.shoes)]
         arm = -0.9 * swing * np.sin(turn)
         shoulder = np.array([side * 0.2 * b, 1.4, 0])
-        lifted = who.extra == "umbrella" and side == 1
-        elbow = shoulder + (0.27 * np.array([side * 0.25, -np.cos(arm), np.sin(arm)]) if not lifted else (0.03, -0.25, 0.08))
-        hand = elbow + (0.25 * np.array([0, -np.cos(arm + 0.4), np.sin(arm + 0.4)]) if not lifted else (-0.05, 0.16, 0.2))
+        elbow = shoulder + 0.27 * np.array([side * 0.25, -np.cos(arm), np.sin(arm)])
+        hand = elbow + 0.25 * np.array([0, -np.cos(arm + 0.4), np.sin(arm + 0.4)])
+        if who.extra == "umbrella" and side == 1:
+            elbow, hand = shoulder + _at(0.03, -0.25, 0.08), shoulder + _at(-0.02, -0.09, 0.28)
         parts += [_tube(shoulder, elbow, 0.058 * b, who.top, 0.046), _tube(elbow, hand, 0.046, who.top, 0.036),
-                  _ball(hand, 0.042, who.skin)]  # fmt: skip
+                  _ball(hand, 0.042, who.skin)]
     parts += _torso(who, np.array([0, 0.95, 0.0]), np.array([0, 1.4, 0.01])) + _head(who, np.array([0, 1.63, 0.03]))
     parts += _carried(who)
     drop = min(feet) - 0.075
@@ -621,23 +630,24 @@ def _torso(who: Looks, hip: np.ndarray, neck: np.ndarray) -> list[Part]:
     b = who.build
     parts = []
     for side in (-1, 1):
-        low, high = hip + (side * 0.07 * b, 0.02, 0), neck + (side * 0.11 * b, -0.03, 0)
+        low, high = hip + _at(side * 0.07 * b, 0.02, 0), neck + _at(side * 0.11 * b, -0.03, 0)
         parts.append(_tube(low, high, 0.105 * b, who.top, 0.115 * b))
-    parts.append(_tube(neck + (-0.15 * b, 0, 0), neck + (0.15 * b, 0, 0), 0.07, who.top))
+    parts.append(_tube(neck + _at(-0.15 * b, 0, 0), neck + _at(0.15 * b, 0, 0), 0.07, who.top))
     if who.extra in ("skirt", "coat"):
         rgb = who.accent if who.extra == "skirt" else who.top
-        parts += [_tube(hip + (x, 0.05, 0), hip + (x * 1.4, -0.36, 0), 0.12 * b, rgb, 0.15 * b) for x in (-0.07, 0.07)]
+        for x in (-0.07, 0.07):
+            parts.append(_tube(hip + _at(x, 0.05, 0), hip + _at(x * 1.4, -0.36, 0), 0.12 * b, rgb, 0.15 * b))
     return parts
 
 
 def _head(who: Looks, at: np.ndarray) -> list[Part]:
-    parts = [_tube(at + (0, -0.2, -0.02), at + (0, -0.08, 0), 0.05, _shade(who.skin, 0.9)),
-             _tube(at + (0, -0.04, 0.01), at + (0, 0.03, 0), 0.09, who.skin, 0.1),
-             _tube(at + (0, 0.05, -0.045), at + (0, -0.02, -0.06), 0.095, who.hair, 0.07),
-             _tube(at + (0, 0.075, -0.02), at + (0, 0.085, 0.02), 0.085, who.hair, 0.06)]  # fmt: skip
+    parts = [_tube(at + _at(0, -0.2, -0.02), at + _at(0, -0.08, 0), 0.05, _shade(who.skin, 0.9)),
+             _tube(at + _at(0, -0.04, 0.01), at + _at(0, 0.03, 0), 0.09, who.skin, 0.1),
+             _tube(at + _at(0, 0.05, -0.045), at + _at(0, -0.02, -0.06), 0.095, who.hair, 0.07),
+             _tube(at + _at(0, 0.075, -0.02), at + _at(0, 0.085, 0.02), 0.085, who.hair, 0.06)]
     if who.extra == "hat":
-        parts += [_tube(at + (0, 0.08, 0), at + (0, 0.15, 0), 0.11, who.accent, 0.08),
-                  _tube(at + (-0.07, 0.07, 0.05), at + (0.07, 0.07, 0.05), 0.07, who.accent)]  # fmt: skip
+        parts += [_tube(at + _at(0, 0.08, 0), at + _at(0, 0.15, 0), 0.11, who.accent, 0.08),
+                  _tube(at + _at(-0.07, 0.07, 0.05), at + _at(0.07, 0.07, 0.05), 0.07, who.accent)]
     return parts
 
 
@@ -651,25 +661,26 @@ def _carried(who: Looks) -> list[Part]:
         a = np.arange(8) * (np.pi / 4)
         rim = np.stack([0.17 + 0.55 * np.cos(a), np.full(8, 1.92), 0.2 + 0.55 * np.sin(a)], 1)
         top = np.array([0.17, 2.18, 0.2])
-        cover = [Part(SHEET, np.array([rim[i], rim[(i + 1) % 8], top]), _shade(who.accent, 0.8 + 0.1 * (i % 3))) for i in range(8)]
-        return [_tube((0.19, 1.2, 0.25), top + (0, 0.06, 0), 0.012, DARK), *cover]
+        tones = [_shade(who.accent, 0.8 + 0.1 * (i % 3)) for i in range(8)]
+        cover = [Part(SHEET, np.array([rim[i - 1], rim[i], top]), tones[i]) for i in range(8)]
+        return [_tube((0.19, 1.2, 0.25), top + _at(0, 0.06, 0), 0.012, DARK), *cover]
     return []
 
 
 def _rider(who: Looks, phase: float) -> Model:
     hip, neck = np.array([0, 0.98, -0.2]), np.array([0, 1.42, 0.08])
     plain = who._replace(extra=who.extra if who.extra == "hat" else "")
-    parts = _torso(plain, hip, neck) + _head(plain, neck + (0, 0.2, 0.08))
+    parts = _torso(plain, hip, neck) + _head(plain, neck + _at(0, 0.2, 0.08))
     for side, turn in ((-1, phase), (1, phase + np.pi)):
         foot = np.array([side * 0.11, 0.32 + 0.16 * np.cos(turn), -0.03 + 0.16 * np.sin(turn)])
-        start = hip + (side * 0.09, -0.02, 0)
+        start = hip + _at(side * 0.09, -0.02, 0)
         knee = (start + foot) / 2 + (side * 0.02, 0.1, 0.24)
         parts += [_tube(start, knee, 0.085, who.legs, 0.065), _tube(knee, foot, 0.062, who.legs, 0.042),
-                  _tube(foot, foot + (0, -0.02, 0.14), 0.042, who.shoes)]  # fmt: skip
-        shoulder, hand = neck + (side * 0.19, -0.02, 0), np.array([side * 0.24, 1.03, 0.42])
+                  _tube(foot, foot + _at(0, -0.02, 0.14), 0.042, who.shoes)]
+        shoulder, hand = neck + _at(side * 0.19, -0.02, 0), np.array([side * 0.24, 1.03, 0.42])
         elbow = (shoulder + hand) / 2 + (side * 0.06, -0.07, -0.02)
         parts += [_tube(shoulder, elbow, 0.055, who.top, 0.045), _tube(elbow, hand, 0.043, who.top, 0.036),
-                  _ball(hand, 0.042, who.skin)]  # fmt: skip
+                  _ball(hand, 0.042, who.skin)]
     return assemble(parts, solid=False)
 
 
@@ -692,12 +703,14 @@ def bicycle(kind: int) -> Model:
     step = rng.random() < 0.35  # step-through frame
     parts += [_tube(crank, seat, t, rgb), _tube(crank, head, t * 1.15, rgb), _tube(rear, crank, t * 0.8, rgb),
               _tube(rear, seat, t * 0.7, rgb), _tube((0, 0.5, -0.13) if step else (0, 0.76, -0.2), head, t, rgb),
-              _tube(head, front, t, rgb), _tube(head, stem, 0.018, CHROME), _tube(seat, (0, 0.92, -0.25), 0.016, CHROME),
+              _tube(head, front, t, rgb), _tube(head, stem, 0.018, CHROME),
+              _tube(seat, (0, 0.92, -0.25), 0.016, CHROME),
               _tube((0, 0.94, -0.35), (0, 0.95, -0.1), 0.055, DARK, 0.03),
               _tube((-0.26, 1.02, 0.36), (0.26, 1.02, 0.36), 0.018, DARK),
-              _tube((0.1, 0.16, -0.06), (0.05, 0.3, -0.06), 0.016, DARK), _tube((-0.1, 0.44, -0.06), (-0.05, 0.3, -0.06), 0.016, DARK),
+              _tube((0.1, 0.16, -0.06), (0.05, 0.3, -0.06), 0.016, DARK),
+              _tube((-0.1, 0.44, -0.06), (-0.05, 0.3, -0.06), 0.016, DARK),
               _ball(crank, 0.08, (60, 60, 62)), _ball((0, 0.8, 0.5), 0.045, WHITE_LAMP, glow=1),
-              _ball((0, 0.62, -0.62), 0.035, RED_LAMP, glow=1)]  # fmt: skip
+              _ball((0, 0.62, -0.62), 0.035, RED_LAMP, glow=1)]
     if rng.random() < 0.3:
         basket = _frustum(0.13, 0.17, 0.75, 0.95, (0.45, 0.68, 0.42, 0.72))
         parts += _block(basket, (120, 92, 60), kind=SHEET)
@@ -728,7 +741,8 @@ def traffic_light(lit: int, style: int) -> Model:
 def signal_pole(reach: float, height: float) -> Model:
     """Pole of a traffic light whose head is `reach` metres to its side (0: on top) with its lower edge at `height`."""
     rgb, top = (86, 90, 94), height + (1.0 if reach else 0.3)
-    parts = [_tube((reach, 0, 0), (reach, top, 0), 0.085, rgb, 0.065), _tube((reach, 0, 0), (reach, 0.5, 0), 0.13, rgb, 0.11)]
+    parts = [_tube((reach, 0, 0), (reach, top, 0), 0.085, rgb, 0.065),
+             _tube((reach, 0, 0), (reach, 0.5, 0), 0.13, rgb, 0.11)]
     if reach:
         parts.append(_tube((reach, top, 0), (0, top + 0.1, 0), 0.06, rgb, 0.045))
     return assemble(parts, solid=False)
@@ -742,7 +756,8 @@ def tree(kind: int) -> Model:
     green = _pick(rng, ((62, 92, 44), (78, 100, 40), (50, 84, 50), (120, 96, 40), (92, 110, 60)))
     bark, fork = (78, 62, 48), height * 0.42
     parts = [_tube((0, 0, 0), (0, fork, 0), 0.17, bark, 0.12)]
-    parts += [_tube((0, fork * 0.8, 0), (dx, height * 0.7, dz), 0.09, bark, 0.04) for dx, dz in ((-0.7, 0.2), (0.7, -0.2), (0, 0.4))]
+    for dx, dz in ((-0.7, 0.2), (0.7, -0.2), (0, 0.4)):
+        parts.append(_tube((0, fork * 0.8, 0), (dx, height * 0.7, dz), 0.09, bark, 0.04))
     blobs = rng.normal(0, 1, (46, 3))
     blobs *= (rng.uniform(0, 1, (46, 1)) ** 0.4) / np.linalg.norm(blobs, axis=1, keepdims=True)
     for x, y, z in blobs * (spread, height * 0.3, spread):
@@ -758,35 +773,55 @@ def lamp_post(kind: int) -> Model:
     h, rgb = rng.uniform(5, 7), _pick(rng, ((60, 64, 66), (110, 114, 118), (40, 56, 50)))
     return assemble([_tube((0, 0, 0), (0, h, 0), 0.09, rgb, 0.055), _tube((0, h, 0), (-1.1, h + 0.25, 0), 0.045, rgb),
                      _tube((0, 0, 0), (0, 0.7, 0), 0.13, rgb, 0.12),
-                     _tube((-1.0, h + 0.22, 0), (-1.6, h + 0.22, 0), 0.09, (255, 214, 150), 0.07, glow=1)], solid=False)  # fmt: skip
+                     _tube((-1.0, h + 0.22, 0), (-1.6, h + 0.22, 0), 0.09, (255, 214, 150), 0.07, glow=1)], solid=False)
 
 
 @lru_cache(maxsize=KINDS)
 def furniture(kind: int) -> Model:
-    """Something on the pavement that is none of the classes: bin, cabinet, sign, bush, bollard or bench. `kind` in 0..KINDS - 1 decides its looks."""
+    """Something on the pavement that is none of the classes; `kind` in 0..KINDS - 1 decides what and its looks."""
     rng = np.random.default_rng([27, kind])
-    kind, rgb = _pick(rng, ("bin", "cabinet", "sign", "sign", "bush", "bollard", "bench")), _pick(rng, PAINTS)
-    if kind == "bin":
-        body = _frustum(0.24, 0.3, 0.05, 0.95, (-0.25, 0.25, -0.3, 0.3))
-        return assemble(_block(body, _shade(rgb, 0.7)) + _block(_frustum(0.32, 0.28, 0.95, 1.05, (-0.32, 0.32) * 2), DARK), solid=True)
-    if kind == "cabinet":
-        body = _frustum(*([rng.uniform(0.3, 0.8)] * 2), 0, rng.uniform(1.0, 1.7), (-0.3, 0.3) * 2)
-        door = [_decal(_patch(body[n], 0.48, 0.5, 0.05, 0.95), (60, 64, 60)) for n in ("front", "rear")]
-        return assemble(_block(body, _pick(rng, ((120, 128, 118), (150, 150, 146), (90, 100, 110)))) + door, solid=True)
-    if kind == "sign":
-        h = rng.uniform(2.1, 2.8)
-        n, border = _pick(rng, (3, 4, 8, 14)), _pick(rng, ((200, 30, 30), (30, 70, 160), (236, 236, 236), (230, 180, 30)))
-        plate = _round_front(0, h, 0.05, 0.36, n)
-        inner = (plate - (0, h, 0.05)) * 0.74 + (0, h, 0.07)
-        return assemble([_tube((0, 0, 0), (0, h + 0.2, 0), 0.035, (130, 132, 134)), Part(SHEET, plate, border),
-                         Part(SHEET, inner, _pick(rng, ((240, 240, 238), border, (30, 70, 160))))], solid=True)  # fmt: skip
-    if kind == "bush":
-        at = rng.uniform((-0.7, 0.2, -0.3), (0.7, 0.7, 0.3), (22, 3))
-        return assemble([_ball(p, rng.uniform(0.16, 0.3), _shade((60, 96, 48), rng.uniform(0.6, 1.3))) for p in at], solid=False)
-    if kind == "bollard":
-        return assemble([_tube((0, 0, 0), (0, 0.8, 0), 0.09, rgb), _tube((0, 0.55, 0), (0, 0.65, 0), 0.095, (235, 235, 230))], solid=False)
-    seat = _block(_frustum(0.8, 0.8, 0.42, 0.48, (-0.2, 0.2) * 2), (128, 88, 54))
-    legs = [p for x in (-0.65, 0.65) for p in _block({n: q + np.array([x, 0, 0]) for n, q in
-            _frustum(0.04, 0.04, 0, 0.42, (-0.18, 0.18) * 2).items()}, DARK)]  # fmt: skip
-    back = [Part(SHEET, _quad((-0.8, y, -0.2), (0.8, y, -0.2), (0.8, y + 0.1, -0.24), (-0.8, y + 0.1, -0.24)), (128, 88, 54)) for y in (0.58, 0.74)]
-    return assemble(legs + back + seat, solid=True)
+    return _pick(rng, (_bin, _cabinet, _sign, _sign, _bush, _bollard, _bench))(rng)
+
+
+def _bin(rng: np.random.Generator) -> Model:
+    body = _frustum(0.24, 0.3, 0.05, 0.95, (-0.25, 0.25, -0.3, 0.3))
+    lid = _frustum(0.32, 0.28, 0.95, 1.05, (-0.32, 0.32) * 2)
+    return assemble(_block(body, _shade(_pick(rng, PAINTS), 0.7)) + _block(lid, DARK), solid=True)
+
+
+def _cabinet(rng: np.random.Generator) -> Model:
+    half = rng.uniform(0.3, 0.8)
+    body = _frustum(half, half, 0, rng.uniform(1.0, 1.7), (-0.3, 0.3) * 2)
+    doors = [_on(body[n], 0.48, 0.5, 0.05, 0.95, (60, 64, 60)) for n in ("front", "rear")]
+    return assemble(_block(body, _pick(rng, ((120, 128, 118), (150, 150, 146), (90, 100, 110)))) + doors, solid=True)
+
+
+def _sign(rng: np.random.Generator) -> Model:
+    h, corners = rng.uniform(2.1, 2.8), _pick(rng, (3, 4, 8, 14))
+    border = _pick(rng, ((200, 30, 30), (30, 70, 160), (236, 236, 236), (230, 180, 30)))
+    plate = _round_front(0, h, 0.05, 0.36, corners)
+    inner = (plate - (0, h, 0.05)) * 0.74 + (0, h, 0.07)
+    pole = _tube((0, 0, 0), (0, h + 0.2, 0), 0.035, (130, 132, 134))
+    field = _pick(rng, ((240, 240, 238), border, (30, 70, 160)))
+    return assemble([pole, Part(SHEET, plate, border), Part(SHEET, inner, field)], solid=True)
+
+
+def _bush(rng: np.random.Generator) -> Model:
+    at = rng.uniform((-0.7, 0.2, -0.3), (0.7, 0.7, 0.3), (22, 3))
+    green = (60, 96, 48)
+    return assemble([_ball(p, rng.uniform(0.16, 0.3), _shade(green, rng.uniform(0.6, 1.3))) for p in at], solid=False)
+
+
+def _bollard(rng: np.random.Generator) -> Model:
+    post = _tube((0, 0, 0), (0, 0.8, 0), 0.09, _pick(rng, PAINTS))
+    return assemble([post, _tube((0, 0.55, 0), (0, 0.65, 0), 0.095, (235, 235, 230))], solid=True)
+
+
+def _bench(rng: np.random.Generator) -> Model:
+    wood = _shade((128, 88, 54), rng.uniform(0.7, 1.2))
+    leg = _frustum(0.04, 0.04, 0, 0.42, (-0.18, 0.18) * 2)
+    parts = [p for x in (-0.65, 0.65) for p in _block({n: q + np.float32([x, 0, 0]) for n, q in leg.items()}, DARK)]
+    for y in (0.58, 0.74):
+        slat = _quad((-0.8, y, -0.2), (0.8, y, -0.2), (0.8, y + 0.1, -0.24), (-0.8, y + 0.1, -0.24))
+        parts.append(Part(SHEET, slat, wood))
+    return assemble(parts + _block(_frustum(0.8, 0.8, 0.42, 0.48, (-0.2, 0.2) * 2), wood), solid=True)

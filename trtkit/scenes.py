@@ -25,8 +25,8 @@ CLASSES = ("person", "bicycle", "car", "bus", "truck", "traffic light")
 CONDITIONS = ("day", "dusk", "night", "rain", "fog")
 PERSON, BICYCLE, CAR, BUS, TRUCK, SIGNAL = range(6)
 SCENERY = -1
-_SLOT_WEIGHTS = (0.15, 0.16, 0.16, 0.17, 0.17, 0.19)
-_DEPTH_M = ((4.2, 34), (4.2, 24), (6.5, 60), (12, 70), (10, 60), (7, 30))  # nearest and farthest of each class
+_SLOT_WEIGHTS = (0.13, 0.16, 0.17, 0.18, 0.18, 0.18)
+_DEPTH_M = ((4.2, 58), (4.2, 42), (6.5, 92), (12, 105), (10, 92), (7, 50))  # nearest and farthest of each class
 _FOOTPRINT = ((0.4, 0.4), (0.3, 0.9), (1.0, 2.3), (1.3, 5.8), (1.3, 4.2), (0.3, 0.2))  # half width, half length, metres
 _HEIGHT_M = (1.75, 1.05, 1.5, 3.2, 3.1, 1.1)
 
@@ -82,7 +82,7 @@ def render(seed: int, *, width: int = 640, height: int = 480, condition: str | N
         condition: one of `CONDITIONS`; None picks one.
 
     Returns:
-        The image with 3 to about 14 objects.
+        The image, with about 3 to 15 objects.
 
     Raises:
         ValueError: a negative seed, a size below 64 or not an int, an unknown condition.
@@ -117,7 +117,7 @@ def clip(
     """
     _check(seed, width, height, condition)
     if not isinstance(frames, int) or isinstance(frames, bool) or frames < 1:
-        raise ValueError(f"frames: got {frames!r}, expected an int of at least 1; a clip of 10 s at 25 fps has 250 frames")
+        raise ValueError(f"frames: got {frames!r}, expected an int of at least 1; 10 s at 25 fps are 250 frames")
     if not fps > 0:
         raise ValueError(f"fps: got {fps!r}, expected frames per second above 0, for example 25.0")
     return _film(seed, frames, fps, width, height, condition)
@@ -128,7 +128,7 @@ def _check(seed: int, width: int, height: int, condition: str | None) -> None:
         raise ValueError(f"seed: got {seed!r}, expected an int of at least 0; use e.g. abs(seed)")
     for name, size in (("width", width), ("height", height)):
         if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 64:
-            raise ValueError(f"{name}: got {size!r}, expected an int of at least 64 pixels; render larger and scale down")
+            raise ValueError(f"{name}: got {size!r}, expected an int of at least 64; render larger and scale down")
     if condition is not None and condition not in CONDITIONS:
         raise ValueError(f"condition: got {condition!r}, expected one of {CONDITIONS} or None; pick one of them")
 
@@ -149,24 +149,32 @@ class Weather(NamedTuple):
 
 
 _WEATHER = {
-    "day": Weather((88, 140, 206), (196, 216, 232), (0.54, 0.57, 0.62), (0.62, 0.58, 0.5), (190, 206, 222), (0.001, 0.004), 1.0),
-    "dusk": Weather((72, 78, 128), (244, 164, 104), (0.36, 0.33, 0.4), (0.5, 0.3, 0.14), (206, 150, 124), (0.002, 0.006), 0.8),
-    "night": Weather((8, 11, 24), (36, 36, 52), (0.27, 0.28, 0.35), (0.08, 0.07, 0.05), (26, 27, 38), (0.002, 0.008), 0.15),
-    "rain": Weather((112, 120, 130), (166, 172, 178), (0.6, 0.63, 0.67), (0.06, 0.06, 0.06), (148, 156, 164), (0.008, 0.018), 0.5),
-    "fog": Weather((176, 182, 188), (202, 206, 208), (0.66, 0.67, 0.69), (0.04, 0.04, 0.04), (198, 202, 205), (0.022, 0.05), 0.1),
-}  # fmt: skip
+    "day": Weather((88, 140, 206), (196, 216, 232), (0.54, 0.57, 0.62),
+        (0.62, 0.58, 0.5), (190, 206, 222), (0.001, 0.004), 1.0),
+    "dusk": Weather((72, 78, 128), (244, 164, 104), (0.36, 0.33, 0.4),
+        (0.5, 0.3, 0.14), (206, 150, 124), (0.002, 0.006), 0.8),
+    "night": Weather((8, 11, 24), (36, 36, 52), (0.27, 0.28, 0.35),
+        (0.08, 0.07, 0.05), (26, 27, 38), (0.002, 0.008), 0.15),
+    "rain": Weather((112, 120, 130), (166, 172, 178), (0.6, 0.63, 0.67),
+        (0.06, 0.06, 0.06), (148, 156, 164), (0.008, 0.018), 0.5),
+    "fog": Weather((176, 182, 188), (202, 206, 208), (0.66, 0.67, 0.69),
+        (0.04, 0.04, 0.04), (198, 202, 205), (0.022, 0.05), 0.1),
+}
 
 
-def _street(rng: np.random.Generator, condition: str | None, width: int, height: int, *, filmed: bool = False) -> Street:
+def _street(rng: np.random.Generator, condition: str | None, width: int, height: int, *, filmed=False) -> Street:
     condition = condition or CONDITIONS[int(rng.choice(5, p=(0.36, 0.17, 0.17, 0.16, 0.14)))]
     weather = _WEATHER[condition]
     elevation = rng.uniform(0.22, 0.4) if condition == "dusk" else rng.uniform(0.55, 1.1)
     azimuth = rng.uniform(-2.6, -0.5)  # behind the camera, so that what we see is lit
     to_sun = np.array([np.cos(elevation) * np.cos(azimuth), np.sin(elevation), np.cos(elevation) * np.sin(azimuth)])
     strength = rng.uniform(0.7, 1.15) if rng.random() < 0.75 else 0.15  # now and then the day is overcast
-    light = art.Light(np.array(weather.ambient) * rng.uniform(0.92, 1.12) * rng.uniform(0.95, 1.05, 3) + 0.12 * (strength < 0.2) * (condition == "day"),
-                      np.array(weather.sun) * strength, to_sun, np.array(weather.haze, float),
-                      rng.uniform(*weather.density), condition == "night" or condition == "dusk" or rng.random() < 0.4)  # fmt: skip
+    ambient = np.array(weather.ambient) * rng.uniform(0.92, 1.12) * rng.uniform(0.95, 1.05, 3)
+    if condition == "day" and strength < 0.2:
+        ambient = ambient + 0.12  # clouds scatter what the sun does not send
+    lamps_on = condition in ("night", "dusk") or rng.random() < 0.4
+    light = art.Light(ambient, np.array(weather.sun) * strength, to_sun, np.array(weather.haze, float),
+                      rng.uniform(*weather.density), lamps_on)
     half = rng.uniform(3.4, 6.8)
     wall = half + rng.uniform(2.6, 4.5)
     middle = rng.uniform(-0.75, 0.75) * half
@@ -221,14 +229,14 @@ def _rain_tile(slant: int) -> np.ndarray:
     """Streaks of rain (1100, 1400) uint8, to be added."""
     rng, tile = np.random.default_rng(6 + slant), np.zeros((1100, 1400), np.uint8)
     for x, y, length, tone in zip(rng.integers(0, 1400, 2600).tolist(), rng.integers(-40, 1100, 2600).tolist(),
-                                  rng.integers(8, 46, 2600).tolist(), rng.integers(14, 62, 2600).tolist(), strict=True):  # fmt: skip
+                                  rng.integers(8, 46, 2600).tolist(), rng.integers(14, 62, 2600).tolist(), strict=True):
         cv2.line(tile, (x, y), (x + slant * length // 12, y + length), tone, 1, cv2.LINE_AA)
     return tile
 
 
 @lru_cache(maxsize=12)
 def _rough_strip(width: int, height: int, kind: int) -> np.ndarray:
-    """Asphalt in perspective, (height, 2 * width, 3) uint8, the horizon at its top; any stretch of it fits any scene."""
+    """Asphalt in perspective, (height, 2 * width, 3) uint8, the horizon on top; any stretch of it fits any scene."""
     eye = (1.5, 2.0, 2.5, 3.0, 3.5, 2.0)[kind]
     cam = art.Camera(0.92 * width, width, 0, eye)
     metres = np.array([(-2, 0, 2.0), (2, 0, 2.0), (2, 0, 40.0), (-2, 0, 40.0)])
@@ -242,7 +250,7 @@ def _rough_strip(width: int, height: int, kind: int) -> np.ndarray:
 
 PX_PER_M_FACADE = 26
 _TINTS = ((226, 214, 196), (196, 120, 96), (206, 186, 150), (170, 178, 188), (228, 226, 220), (186, 150, 120),
-          (150, 160, 150), (220, 190, 170))  # fmt: skip
+          (150, 160, 150), (220, 190, 170))
 
 
 @lru_cache(maxsize=24)
@@ -257,7 +265,8 @@ def _facade(kind: int) -> list[tuple[np.ndarray, np.ndarray]]:
     ground = int(floor * 1.15)
     h, w = floors * floor + ground + 14, bays * bay
     wall = np.full((h, w), 214, np.float32) + rng.normal(0, 5, (h, w))
-    wall += cv2.resize(rng.normal(0, 8, (h // 24 + 2, w // 24 + 2)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
+    stains = rng.normal(0, 8, (h // 24 + 2, w // 24 + 2)).astype(np.float32)
+    wall += cv2.resize(stains, (w, h), interpolation=cv2.INTER_CUBIC)
     if kind % 2:  # bricks: darker joints, every other row shifted
         wall[::5] -= 22
         for row in range(0, h, 5):
@@ -283,7 +292,7 @@ def _facade(kind: int) -> list[tuple[np.ndarray, np.ndarray]]:
 def _window(front: np.ndarray, glow: np.ndarray, x: int, y: int, w: int, h: int, rng: np.random.Generator) -> None:
     tone = rng.uniform(0.6, 1.3)
     cv2.rectangle(front, (x - 3, y - 3), (x + w + 3, y + h + 3), (238, 236, 230), -1)
-    glass = np.linspace(120, 50, h)[:, None, None] * tone * np.array([0.72, 0.86, 1.0])  # the sky's reflection fades down
+    glass = np.linspace(120, 50, h)[:, None, None] * tone * np.array([0.72, 0.86, 1.0])  # mirrors the sky
     front[y : y + h, x : x + w] = np.clip(glass, 0, 255)
     cv2.rectangle(front, (x, y), (x + w, y + 3), (58, 58, 60), -1)  # shade of the lintel
     if rng.random() < 0.35:  # curtain or blind
@@ -369,7 +378,8 @@ def _skyline(img: np.ndarray, street: Street, rng: np.random.Generator) -> None:
         tall, wide = street.height * rng.uniform(0.02, 0.13), street.width * rng.uniform(0.03, 0.1)
         rgb = np.array(_lit(rng.uniform(90, 170, 3), street.light, 0.3)) * 0.5 + haze * 0.5
         if rng.random() < 0.3:
-            cv2.ellipse(img, (int(x), row), (int(wide / 2), int(tall * 0.6)), 0, 180, 360, (rgb * (0.62, 0.74, 0.6)).tolist(), -1)
+            leaves = (rgb * (0.62, 0.74, 0.6)).tolist()
+            cv2.ellipse(img, (int(x), row), (int(wide / 2), int(tall * 0.6)), 0, 180, 360, leaves, -1)
         else:
             cv2.rectangle(img, (int(x), int(row - tall)), (int(x + wide), row), rgb.tolist(), -1)
 
@@ -508,7 +518,7 @@ def _wall(img: np.ndarray, street: Street, kind: int, start: float, tint, quad: 
     texels = np.array([(0, h), (w, h), (w, 0), (0, 0)], np.float32)
     warp = cv2.getPerspectiveTransform(texels, (pts - low).astype(np.float32))
     roi = img[low[1] : high[1], low[0] : high[0]]
-    cv2.warpPerspective(face, warp, roi.shape[1::-1], dst=roi, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT)
+    cv2.warpPerspective(face, warp, roi.shape[1::-1], dst=roi, borderMode=cv2.BORDER_TRANSPARENT)
 
 
 def _haze(img: np.ndarray, street: Street) -> None:
@@ -589,7 +599,7 @@ def _rough_box(place: art.Place, dx: float, dz: float, tall: float, camera: art.
     left, right = place.x - dx, place.x + dx
     top, foot = camera.height - place.y - tall, camera.height - place.y
     return (camera.cx + min(left * near, left * far), camera.horizon + min(top * near, top * far),
-            camera.cx + max(right * near, right * far), camera.horizon + max(foot * near, foot * far))  # fmt: skip
+            camera.cx + max(right * near, right * far), camera.horizon + max(foot * near, foot * far))
 
 
 def _inside(box: tuple, other: tuple) -> float:
@@ -603,23 +613,24 @@ def _area(box: tuple) -> float:
 
 
 def _place_objects(street: Street, rng: np.random.Generator) -> list[Actor]:
-    """3 to 14 objects that do not stand in each other and mostly do not hide each other."""
+    """Up to 14 objects and their riders that do not stand in each other and mostly do not hide each other."""
     frame = (0, 0, street.width, street.height)
     actors, taken = [], []
-    for _ in range(int(rng.integers(4, 14))):
-        label, tolerance = int(rng.choice(6, p=_SLOT_WEIGHTS)), 0.3 if rng.random() < 0.7 else 0.75
+    for _ in range(int(rng.integers(5, 15))):
+        label, tolerance = int(rng.choice(6, p=_SLOT_WEIGHTS)), 0.4 if rng.random() < 0.6 else 0.85
         for _try in range(14):
             place, half_xz = _spot(label, street, rng), _FOOTPRINT[label]
             dx, dz = _ground_reach(half_xz, place.yaw)
             if place.z - dz < 2.6:
                 continue
             box = _rough_box(place, dx, dz, _HEIGHT_M[label], street.camera)
-            if _inside(box, frame) < (0.85 if rng.random() < 0.75 else 0.35) * _area(box) or box[3] - box[1] > 0.9 * street.height:
+            seen = 0.85 if rng.random() < 0.75 else 0.35
+            if _inside(box, frame) < seen * _area(box) or box[3] - box[1] > 0.9 * street.height:
                 continue
             if any(_inside(box, b) > tolerance * min(_area(box), _area(b)) for b, *_ in taken):
                 continue
-            if place.y == 0 and any(abs(place.x - p.x) < dx + ex and abs(place.z - p.z) < dz + ez for _, p, ex, ez in taken):
-                continue
+            if any(abs(place.x - p.x) < dx + ex and abs(place.z - p.z) < dz + ez for _, p, ex, ez in taken):
+                continue  # they would stand in each other
             taken.append((box, place, dx, dz))
             actors += _cast(label, place, len(actors), street, rng)
             break
@@ -753,11 +764,29 @@ def _shadows(img: np.ndarray, street: Street, actors: list[Actor]) -> None:
         if actor.place.y == 0 and actor.place.z < 45:  # farther ones are a pixel high
             through = int(255 * np.exp(-light.density * max(actor.place.z, 0)))  # haze lightens far shadows
             art.cast_shadow(mask, shrink, actor.model, actor.place, street.camera, to_sun, through)
+    mask = cv2.bitwise_and(mask, _open_ground(street, shrink, mask.shape))
     soft = cv2.blur(mask, (3, 3)) if sunny else cv2.blur(cv2.blur(mask, (9, 5)), (9, 5))
     depth = 0.52 if sunny else 0.55
     keep = cv2.convertScaleAbs(soft, alpha=-depth, beta=255)
     keep = cv2.resize(keep, (mask.shape[1] * shrink, mask.shape[0] * shrink))[row : street.height, : street.width]
     img[row:] = cv2.multiply(img[row:], cv2.cvtColor(keep, cv2.COLOR_GRAY2RGB), scale=1 / 255)
+
+
+def _open_ground(street: Street, shrink: int, shape: tuple[int, int]) -> np.ndarray:
+    """Mask of the ground that no house hides: the street up to the fronts, and the side street between its corners."""
+    mask, mid, wall, cz = np.zeros(shape, np.uint8), street.middle, street.wall, street.cross_z
+
+    def fill(x0: float, x1: float, z0: float, z1: float) -> None:
+        quad = np.array([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)])
+        cv2.fillConvexPoly(mask, np.rint(art.project(quad, street.camera) / shrink).astype(np.int32), 255)
+
+    if cz:
+        fill(mid - 90, mid + 90, cz, cz + CROSS_WIDTH_M)
+        left, right = _window_columns(street, art.Place(mid + wall, 0, cz, 0))
+        mask[:, : left // shrink] = 0
+        mask[:, right // shrink :] = 0
+    fill(mid - wall, mid + wall, art.NEAR_M, 300)
+    return mask
 
 
 def _reflect(img: np.ndarray, sprite: art.Sprite, street: Street) -> None:
@@ -781,27 +810,28 @@ def _bloom(img: np.ndarray, ids: np.ndarray, lamps: list, street: Street) -> Non
     """Add a glow around every lamp that is not hidden."""
     dark = {"night": 1.0, "dusk": 0.55, "rain": 0.35, "fog": 0.3}.get(street.condition, 0.0)
     shown = [(x, y, r, rgb) for x, y, r, rgb, key in lamps
-             if 0 <= x < street.width and 0 <= y < street.height and ids[int(y), int(x)] == key]  # fmt: skip
+             if 0 <= x < street.width and 0 <= y < street.height and ids[int(y), int(x)] == key]
     if not dark or not shown:
         return
     glow = np.zeros((street.height // 4 + 1, street.width // 4 + 1, 3), np.uint8)
     for x, y, r, rgb in shown:
         cv2.circle(glow, (int(x / 4), int(y / 4)), max(1, int(r / 3)), rgb, -1)
-    wide = cv2.addWeighted(cv2.blur(glow, (5, 5)), 0.8 * dark, cv2.blur(cv2.blur(glow, (15, 15)), (15, 15)), 1.4 * dark, 0)
+    halo = cv2.blur(cv2.blur(glow, (15, 15)), (15, 15))
+    wide = cv2.addWeighted(cv2.blur(glow, (5, 5)), 0.8 * dark, halo, 1.4 * dark, 0)
     cv2.add(img, cv2.resize(wide, (glow.shape[1] * 4, glow.shape[0] * 4))[: street.height, : street.width], dst=img)
 
 
 def _camera_effects(img: np.ndarray, street: Street, rng: np.random.Generator) -> np.ndarray:
     """Rain in the air, lens blur or motion blur, exposure, colour cast and sensor noise."""
     if street.condition == "rain":
-        img = _rain(img, int(rng.integers(-2, 2)), rng.integers(0, 400, 2), rng.uniform(0.5, 1.0))
+        img = _rain(img, int(rng.integers(-2, 2)), *rng.integers(0, 397, 2), rng.uniform(0.5, 1.0))
     kind = rng.random()
     if kind < 0.1:
         img = cv2.blur(img, (int(rng.integers(2, 6)), 1))  # the camera panned
     elif kind < 0.45:
         img = cv2.GaussianBlur(img, (3, 3), rng.uniform(0.45, 0.8))
     img = _expose(img, rng.uniform(0.86, 1.14), rng.uniform(0.88, 1.12))
-    noise = rng.uniform(2.5, 8) if street.condition == "night" else rng.uniform(0.5, 4.0)
+    noise = rng.uniform(4, 12) if street.condition == "night" else rng.uniform(0.5, 7.0)
     return _grainy(img, noise, rng.integers(0, 400, 2))
 
 
@@ -818,12 +848,12 @@ def _grainy(img: np.ndarray, deviation: float, at: np.ndarray) -> np.ndarray:
     return cv2.addWeighted(img, 1.0, tile[at[0] : at[0] + h, at[1] : at[1] + w], deviation / 24, -128 * deviation / 24)
 
 
-def _rain(img: np.ndarray, slant: int, at: np.ndarray, strength: float) -> np.ndarray:
+def _rain(img: np.ndarray, slant: int, y: int, x: int, strength: float) -> np.ndarray:
     h, w = img.shape[:2]
     tile = _rain_tile(slant)
     if h + 400 > tile.shape[0] or w + 400 > tile.shape[1]:
         tile = np.tile(tile, (-(-(h + 400) // tile.shape[0]), -(-(w + 400) // tile.shape[1])))
-    streaks = cv2.cvtColor(tile[at[0] : at[0] + h, at[1] : at[1] + w], cv2.COLOR_GRAY2RGB)
+    streaks = cv2.cvtColor(tile[y : y + h, x : x + w], cv2.COLOR_GRAY2RGB)
     return cv2.addWeighted(img, 1.0, streaks, strength, 0)
 
 
@@ -881,7 +911,7 @@ def _lanes(street: Street) -> list[Lane]:
             Lane(mid + half - 0.8, -6, 0, 1, 101, ahead - 5, 4.6, 9.0, (BICYCLE,), False),
             Lane(mid - half + 0.8, 92, 0, -1, 100, meeting, 4.6, 11.0, (BICYCLE,), False),
             Lane(mid - reach, cz + 2.1, 1, 0, 2 * reach, side_stop, 7.5, 6.0, (*motor, BICYCLE), True),
-            Lane(mid + reach, cz + 5.9, -1, 0, 2 * reach, side_stop, 7.5, 6.0, (*motor, BICYCLE), True)]  # fmt: skip
+            Lane(mid + reach, cz + 5.9, -1, 0, 2 * reach, side_stop, 7.5, 6.0, (*motor, BICYCLE), True)]
 
 
 def _film(seed: int, frames: int, fps: float, width: int, height: int, condition: str | None) -> Iterator[Scene]:
@@ -906,11 +936,11 @@ def _film(seed: int, frames: int, fps: float, width: int, height: int, condition
         actors = still + _signals(street, _phase(t)[0]) + _actors(lanes, traffic, walkers)
         img, found = _compose(street, backdrop, actors)
         if street.condition == "rain":
-            img = _rain(img, -1, (at + (397 - frame * 61 % 397, frame * 7 % 397)) % 397, 0.3)
+            img = _rain(img, -1, (at[0] - frame * 61) % 397, (at[1] + frame * 7) % 397, 0.3)
         yield Scene(_grainy(_expose(img, gain, 1.0), 0.8, at), *found, street.condition)  # noise stands still
 
 
-def _step(t: float, dt: float, street: Street, lanes, traffic, walkers: list[Mover], ids, rng: np.random.Generator) -> None:
+def _step(t: float, dt: float, street: Street, lanes, traffic, walkers: list[Mover], ids, rng) -> None:
     """Move everybody on by dt seconds; some arrive, some leave."""
     red_for = _phase(t)[1]
     for lane, movers in zip(lanes, traffic, strict=True):
@@ -962,7 +992,7 @@ def _new_walker(street: Street, track: int, rng: np.random.Generator) -> Mover:
         zc = street.cross_z - rng.uniform(1.7, 4.0)
         kerbs = (mid - near_kerb, mid + near_kerb)
         path = ((sides[side], start_z), (sides[side], zc), (kerbs[side], zc), (kerbs[1 - side], zc),
-                (sides[1 - side], zc), (sides[1 - side], end_z))  # fmt: skip
+                (sides[1 - side], zc), (sides[1 - side], end_z))
     return Mover(PERSON, track, int(rng.integers(art.KINDS)), rng.uniform(1.25, 1.65), 0.0, path, 0, (*path[0], 0.0))
 
 

@@ -293,4 +293,9 @@ def _load_checkpoint(path: Path, config: TrainConfig, model, average, optimizer)
             _, index, slot = name.split(".")
             slots.setdefault(int(index), {})[slot] = value
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    # The fused step walks memory, so each moment must lie as its parameter does: channels last.
+    for parameter, moments in optimizer.state.items():
+        for slot, value in moments.items():
+            if value.shape == parameter.shape:
+                moments[slot] = torch.empty_like(parameter).copy_(value)
     return int(meta["step"])

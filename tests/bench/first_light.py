@@ -21,7 +21,7 @@ CALIB_IMAGES = 32
 
 
 def quantized(graph: Path, folder: Path) -> Path:
-    """Lesson 12's recipe: percentile ranges, CPU target, heads and first convolution float."""
+    """Lesson 12's recipe: the largest values seen, CPU target, heads and first convolution float."""
     model = onnx.load(graph)
     names = qdq.activation_names(model)
     onnx.save(export.expose_tensors(model, names[1:]), folder / "exposed.onnx")
@@ -29,7 +29,7 @@ def quantized(graph: Path, folder: Path) -> Path:
         batches = [yolo.letterbox(s.img_hwc_u8)[0] for s in data.load_split("calib", CALIB_IMAGES, progress=False)]
         seen = calib.collect(lambda x: {"images": x, **runner.infer({"images": x})}, batches, progress=False)
     skip = [*qdq.head_convs(model), qdq.conv_names(model)[0]]
-    onnx.save(qdq.insert_qdq(model, calib.ranges(seen, "percentile"), target="cpu", skip=skip), folder / "int8.onnx")
+    onnx.save(qdq.insert_qdq(model, calib.ranges(seen, "max"), target="cpu", skip=skip), folder / "int8.onnx")
     return folder / "int8.onnx"
 
 
