@@ -87,6 +87,15 @@ def test_scenes_with_more_objects_than_fit_keep_the_first_24(monkeypatch):
     assert boxes.shape == (24, 4) and labels.tolist() == list(range(24))
 
 
+def test_ignored_objects_are_labelled_minus_two_in_the_training_set(monkeypatch):
+    scene = _scene([[0, 0, 20, 20], [0, 0, 20, 20], [0, 0, 4, 4]], [1, 0.1, 1], labels=np.array([5, 5, 5]))
+    monkeypatch.setattr(scenes, "render", lambda seed: scene)
+    _, boxes, labels = data._training_sample(0, 64)
+    assert labels[:4].tolist() == [5, -2, -2, -1]
+    # 60 x 40 pixels in a square of 64: scaled by 64 / 60, 11 rows of grey above
+    np.testing.assert_allclose(boxes[0], np.array([0, 0, 20, 20]) * 64 / 60 + [0, 11, 0, 11], atol=1e-4)
+
+
 def test_the_hash_of_scenes_depends_on_pixels_boxes_labels_and_order():
     a, b = _scene([[0, 0, 20, 20]], [1]), _scene([[0, 0, 20, 21]], [1])
     c = _scene([[0, 0, 20, 20]], [1], labels=np.array([4]))

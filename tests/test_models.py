@@ -1,3 +1,4 @@
+import copy
 import json
 import pickle
 import struct
@@ -57,6 +58,49 @@ def test_modules_run_in_the_order_in_which_they_are_registered(small_yolo):
     for handle in handles:
         handle.remove()
     assert ran == [name for name, m in small_yolo.named_modules() if isinstance(m, nn.Conv2d)]
+
+
+def _yolov3_cfg(model: YOLOv3, x: torch.Tensor) -> list[torch.Tensor]:
+    """darknet's yolov3.cfg, layer by layer with its own numbers, eating the weights in the order of state_dict."""
+    weights = iter(v for k, v in model.state_dict().items() if "num_batches" not in k)
+    out, heads = [], []                                             # out[i] is what layer i of the cfg returns
+
+    def conv(stride: int = 1) -> None:
+        w, gamma, beta, mean, var = (next(weights) for _ in range(5))
+        y = nn.functional.conv2d(out[-1] if out else x, w, stride=stride, padding=w.shape[-1] // 2)
+        y = (y - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt() * gamma[:, None, None] + beta[:, None, None]
+        out.append(torch.where(y > 0, y, 0.1 * y))
+
+    def head() -> None:
+        for _ in range(6):
+            conv()
+        heads.append(nn.functional.conv2d(out[-1], next(weights), next(weights)))
+        out.extend([heads[-1], heads[-1]])                          # the linear convolution and [yolo]
+
+    conv()
+    for blocks in (1, 2, 8, 8, 4):
+        conv(stride=2)
+        for _ in range(blocks):
+            conv()
+            conv()
+            out.append(out[-1] + out[-3])                           # [shortcut] from=-3
+    head()                                                          # layers 75 to 82
+    for tap in (61, 36):
+        out.append(out[-4])                                         # [route] layers=-4
+        conv()
+        out.append(out[-1].repeat_interleave(2, 2).repeat_interleave(2, 3))
+        out.append(torch.cat([out[-1], out[tap]], 1))               # [route] layers=-1,61 and -1,36
+        head()
+    assert len(out) == 107 and next(weights, None) is None
+    return heads
+
+
+def test_the_network_computes_what_darknets_cfg_says(small_yolo):
+    model = copy.deepcopy(small_yolo).double()
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.inference_mode():
+        for got, expected in zip(model(x), _yolov3_cfg(model, x), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (2, 64, 96), (1, 96, 32)])
@@ -181,11 +225,15 @@ class _Bomb:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.pkl", "w.safetensors"])
-def test_a_pickle_is_refused_and_runs_nothing_under_any_name(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [("w.pt", "pickles run code"), ("w.pth", "pickles run code"), ("w.pkl", "pickles run code"),
+     ("w.safetensors", "no intact safetensors")],
+)  # fmt: skip
+def test_a_pickle_is_refused_and_runs_nothing_under_any_name(tmp_path, name, match):
     path, evidence = tmp_path / name, tmp_path / "it_ran"
     path.write_bytes(pickle.dumps({"stem": _Bomb(evidence)}))
-    with pytest.raises(ValueError, match="safetensors"):
+    with pytest.raises(ValueError, match=match):
         load_weights(path)
     assert not evidence.exists()
     pickle.loads(path.read_bytes())                         # the bomb is real: elsewhere it goes off

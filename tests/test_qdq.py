@@ -381,6 +381,36 @@ def test_an_untrained_network_whose_equal_biases_the_exporter_merges_runs_in_int
     assert _mean_sqnr(case.float_outputs, _run(quantized, case.images, tmp_path, "cpu")) > 15
 
 
+class _BothFeedConvolutions(nn.Module):
+    """An Add whose inputs are both read by convolutions too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = conv_bn_leaky(3, 8, 3), conv_bn_leaky(8, 8, 3), conv_bn_leaky(8, 8, 3)
+        self.predict = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        z = self.b(y)
+        return self.predict(self.c(z) + (y + z))
+
+
+def test_tensorrt_gets_one_pair_where_both_inputs_of_an_add_have_one_to_give(tmp_path):
+    torch.manual_seed(0)
+    case = _export(randomize_batchnorm(_BothFeedConvolutions()), tmp_path)
+    g = Graph(qdq.insert_qdq(case.model, case.table, target="trt"))
+    kinds = [sorted(g.kind(name) for name in node.input) for node in g.of("Add")]
+    assert ["DequantizeLinear", "LeakyRelu"] in kinds and ["DequantizeLinear"] * 2 not in kinds
+    for target in qdq.TARGETS:
+        assert _mean_sqnr(case.float_outputs, _run(case.quantize(target), case.images, tmp_path, target)) > 20
+
+
+def test_both_sides_of_a_nearest_resize_share_one_scale_whatever_the_table_says(tiny):
+    (resize,) = Graph(tiny.model).of("Resize")
+    table = tiny.table | {resize.output[0]: calib.Range(-77, 77)}
+    assert qdq.insert_qdq(tiny.model, table, target="cpu", skip=tiny.heads) == tiny.quantize("cpu")
+
+
 # --- names and errors ---
 
 

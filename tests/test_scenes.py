@@ -33,7 +33,7 @@ def assert_valid(scene: scenes.Scene, width: int, height: int) -> None:
     assert scene.condition in scenes.CONDITIONS
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**40), st.sampled_from([(640, 480), (64, 64), (333, 200), (200, 416)]))
 def test_any_seed_and_size_gives_a_valid_scene(seed, size):
     assert_valid(scenes.render(seed, width=size[0], height=size[1]), *size)
@@ -43,13 +43,15 @@ def test_larger_than_the_cached_textures():
     assert_valid(scenes.render(1, width=1920, height=1280, condition="rain"), 1920, 1280)
 
 
-@pytest.mark.parametrize("condition", scenes.CONDITIONS)
-def test_conditions_look_different_from_each_other(condition):
-    scene = scenes.render(7, condition=condition)
-    assert scene.condition == condition
-    brightness = scene.img_hwc_u8.mean()
-    assert (brightness < 75) == (condition == "night")
-    assert scene.img_hwc_u8.std() > 10
+def test_conditions_differ_in_light_and_contrast():
+    light, contrast = {}, {}
+    for condition in scenes.CONDITIONS:
+        shots = [scenes.render(seed, condition=condition) for seed in range(4)]
+        assert {s.condition for s in shots} == {condition}
+        light[condition] = np.mean([s.img_hwc_u8.mean() for s in shots])
+        contrast[condition] = np.mean([s.img_hwc_u8.std() for s in shots])
+    assert min(light, key=light.get) == "night" and max(light, key=light.get) == "fog"
+    assert light["dusk"] < light["day"] and contrast["fog"] < contrast["day"]
 
 
 def test_same_seed_same_scene_also_in_another_process():
@@ -140,7 +142,7 @@ def test_cut_off_by_the_border_counts_as_hidden():
 
 @pytest.fixture(scope="module")
 def film():
-    return list(scenes.clip(2, 100, condition="day"))
+    return list(scenes.clip(2, 80, condition="day"))
 
 
 def test_clip_keeps_tracks_and_moves_them_smoothly(film):
@@ -155,7 +157,7 @@ def test_clip_keeps_tracks_and_moves_them_smoothly(film):
             if ok and track in old and min(box[2] - box[0], box[3] - box[1]) >= 10:
                 assert iou(old[track][None], box[None])[0, 0] > 0.3
                 compared += 1
-    assert compared > 300
+    assert compared > 200
 
 
 def test_clip_is_lively_and_its_camera_stands_still(film):

@@ -181,7 +181,7 @@ def _street(rng: np.random.Generator, condition: str | None, width: int, height:
     cross_z = rng.uniform(12, 34) if rng.random() < 0.55 else 0.0
     eye = rng.uniform(1.4, 3.6)
     if filmed:
-        half, wall, middle, cross_z, eye = 5.6, 9.6, -6.9, rng.uniform(19, 24), rng.uniform(2.8, 3.6)
+        half, wall, middle, cross_z, eye = 5.6, 9.6, -6.9, rng.uniform(22, 26), rng.uniform(2.8, 3.6)
     horizon = height * (rng.uniform(0.4, 0.52) - 0.03 * eye)
     camera = art.Camera(width * rng.uniform(0.8, 1.05), width * (0.5 + rng.uniform(-0.12, 0.12)), horizon, eye)
     if filmed:
@@ -906,7 +906,7 @@ def _lanes(street: Street) -> list[Lane]:
     motor, reach = (CAR, CAR, CAR, BUS, TRUCK), 46.0
     ahead, meeting = cz - 5.6 + 12, 92 - (cz + CROSS_WIDTH_M + 1.5)
     side_stop = reach - street.wall
-    return [Lane(mid + half * 0.42, -12, 0, 1, 107, ahead, 9.5, 3.5, motor, False),
+    return [Lane(mid + half * 0.42, -12, 0, 1, 107, ahead, 9.5, 3.5, (CAR, CAR, CAR, CAR, CAR, TRUCK), False),
             Lane(mid - half * 0.42, 92, 0, -1, 104, meeting, 9.5, 3.5, motor, False),
             Lane(mid + half - 0.8, -6, 0, 1, 101, ahead - 5, 4.6, 9.0, (BICYCLE,), False),
             Lane(mid - half + 0.8, 92, 0, -1, 100, meeting, 4.6, 11.0, (BICYCLE,), False),
