@@ -36,8 +36,8 @@ def test_unknown_splits_and_counts_are_refused(split, count):
 
 
 def test_hidden_and_small_objects_are_ignored():
-    box = [0, 0, 20, 20]
-    scene = _scene([box, box, box, [0, 0, 7.9, 30], [0, 0, 30, 7.9], [0, 0, 8, 8]], [1, 0.29, 0.3, 1, 1, 1])
+    box, hidden = [0, 0, 20, 20], data.MIN_VISIBILITY
+    scene = _scene([box, box, box, [0, 0, 7.9, 30], [0, 0, 30, 7.9], [0, 0, 8, 8]], [1, hidden - 0.01, hidden, 1, 1, 1])
     assert data.ignored(scene).tolist() == [False, True, False, True, True, False]
     assert data.ignored(_scene(np.empty((0, 4)), [])).shape == (0,)
 
@@ -92,8 +92,8 @@ def test_ignored_objects_are_labelled_minus_two_in_the_training_set(monkeypatch)
     monkeypatch.setattr(scenes, "render", lambda seed: scene)
     _, boxes, labels = data._training_sample(0, 64)
     assert labels[:4].tolist() == [5, -2, -2, -1]
-    # 60 x 40 pixels in a square of 64: scaled by 64 / 60, 11 rows of grey above
-    np.testing.assert_allclose(boxes[0], np.array([0, 0, 20, 20]) * 64 / 60 + [0, 11, 0, 11], atol=1e-4)
+    # 60 x 40 pixels in a square of 64: scaled by 64 / 60, 10 rows of grey above
+    np.testing.assert_allclose(boxes[0], np.array([0, 0, 20, 20]) * 64 / 60 + [0, 10, 0, 10], atol=1e-4)
 
 
 def test_the_hash_of_scenes_depends_on_pixels_boxes_labels_and_order():

@@ -100,9 +100,8 @@ def test_golden_cells_kept_their_outputs_and_only_they(path):
 
 
 @each_notebook
-def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+def test_runs_from_top_to_bottom(path, tmp_path):
     """A failing cell raises; what remains to check is that the page shows something."""
-    monkeypatch.setenv("TQDM_DISABLE", "1")
     parameters = {"out_dir": str(tmp_path)} if path.stem.startswith("12") else {}
     page = lessons.run_notebook(path, tmp_path, parameters, progress=False)
     executed = nbformat.read(tmp_path / path.name, 4)

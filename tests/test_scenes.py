@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtkit import scenes
+from trtkit import scene_compose, scenes
+from trtkit.scene_art import Place
+from trtkit.scene_backdrop import paint_backdrop
+from trtkit.scene_compose import compose
+from trtkit.scene_place import BUS, CAR, Actor, place_objects, place_scenery
+from trtkit.scene_street import layout
+from trtkit.scene_vehicles import bus, car
 from trtkit.yolo import iou
 
 
@@ -99,15 +105,15 @@ def test_sizes_and_occlusion_are_mixed_but_mostly_clear(many):
 def test_boxes_and_visibility_fit_the_pixels_that_vanish_with_the_object(seed, monkeypatch):
     """Oracle: paint the scene again without one object, and look where the picture changes."""
     for effect in ("_shadows", "_bloom", "_reflect"):  # they reach beyond the object itself
-        monkeypatch.setattr(scenes, effect, lambda *args: None)
+        monkeypatch.setattr(scene_compose, effect, lambda *args: None)
     rng = np.random.default_rng(seed)
-    street = scenes._street(rng, "day", 640, 480)
-    backdrop = scenes._backdrop(street, rng)
-    actors = scenes._place_objects(street, rng) + scenes._place_scenery(street, rng)
-    full, (boxes, _, visibility, tracks) = scenes._compose(street, backdrop, actors)
+    street = layout(rng, "day", 640, 480)
+    backdrop = paint_backdrop(street, rng)
+    actors = place_objects(street, rng) + place_scenery(street, rng)
+    full, (boxes, _, visibility, tracks) = compose(street, backdrop, actors)
     assert len(tracks) >= 3
     for box, seen, track in zip(boxes, visibility, tracks, strict=True):
-        without, _ = scenes._compose(street, backdrop, [a for a in actors if a.track != track])
+        without, _ = compose(street, backdrop, [a for a in actors if a.track != track])
         ys, xs = np.nonzero(np.abs(full.astype(int) - without).max(2) > 8)
         assert len(xs) > 0
         changed = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
@@ -118,25 +124,25 @@ def test_boxes_and_visibility_fit_the_pixels_that_vanish_with_the_object(seed, m
 
 def test_visibility_is_one_alone_and_small_behind_a_bus():
     rng = np.random.default_rng(0)
-    street = scenes._street(rng, "day", 640, 480)._replace(cross_z=0.0)
+    street = layout(rng, "day", 640, 480)._replace(cross_z=0.0)
     street = street._replace(camera=street.camera._replace(cx=320.0))
     backdrop = np.full((480, 640, 3), 128, np.uint8)
-    far = scenes.Actor(scenes.CAR, 0, scenes.art.car(0), scenes.art.Place(0.8, 0, 30, np.pi))
-    bus = scenes.Actor(scenes.BUS, 1, scenes.art.bus(0), scenes.art.Place(0.0, 0, 14, np.pi))
-    aside = scenes.Actor(scenes.CAR, 2, scenes.art.car(1), scenes.art.Place(5.0, 0, 16, np.pi))
-    _, (_, _, visibility, tracks) = scenes._compose(street, backdrop, [bus, far, aside])
+    far = Actor(CAR, 0, car(0), Place(0.8, 0, 30, np.pi))
+    near = Actor(BUS, 1, bus(0), Place(0.0, 0, 14, np.pi))
+    aside = Actor(CAR, 2, car(1), Place(5.0, 0, 16, np.pi))
+    _, (_, _, visibility, tracks) = compose(street, backdrop, [near, far, aside])
     assert dict(zip(tracks.tolist(), visibility.tolist(), strict=True)) == {2: 1.0, 1: 1.0}  # the far car is hidden
     partly = far._replace(place=far.place._replace(x=4.4))
-    _, (_, _, visibility, tracks) = scenes._compose(street, backdrop, [partly, bus])
+    _, (_, _, visibility, tracks) = compose(street, backdrop, [partly, near])
     assert 0.05 < visibility[tracks.tolist().index(0)] < 0.95
 
 
 def test_cut_off_by_the_border_counts_as_hidden():
     rng = np.random.default_rng(0)
-    street = scenes._street(rng, "day", 640, 480)._replace(cross_z=0.0)
+    street = layout(rng, "day", 640, 480)._replace(cross_z=0.0)
     edge = (640 - street.camera.cx) / street.camera.focal * 12  # x of the right border, 12 m ahead
-    car = scenes.Actor(scenes.CAR, 0, scenes.art.car(3), scenes.art.Place(edge, 0, 12, np.pi))
-    _, (boxes, _, visibility, _) = scenes._compose(street, np.zeros((480, 640, 3), np.uint8), [car])
+    cut = Actor(CAR, 0, car(3), Place(edge, 0, 12, np.pi))
+    _, (boxes, _, visibility, _) = compose(street, np.zeros((480, 640, 3), np.uint8), [cut])
     assert boxes[0, 2] == 640 and 0.35 < visibility[0] < 0.65
 
 

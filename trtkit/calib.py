@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+
+from trtkit.progress import bar
 
 BINS = 4096                 # the bin width is a power of two, so between 2,048 and 4,096 of them are in use
 MSE_CANDIDATES = 256
@@ -165,7 +166,7 @@ def collect(
         ValueError: no batches, or a tensor with NaN or infinity (named).
     """
     histograms: dict[str, Histogram] = {}
-    for batch in tqdm(batches, desc="calibrate", unit="batch", disable=not progress):
+    for batch in bar(batches, "calibrate", unit="batch", show=progress):
         for name, x in infer(batch).items():
             try:
                 histograms.setdefault(name, Histogram()).collect(x)

@@ -12,7 +12,7 @@ from pathlib import Path
 from trtkit import lessons
 
 WEIGHTS_NAME = "yolov3_w025.safetensors"
-CLIP_SEED, CLIP_FRAMES, CLIP_FPS = 12, 500, 25.0
+CLIP_SEED, CLIP_FRAMES, CLIP_FPS = 33, 500, 25.0
 CLIP_ENCODER = {"preset": "veryslow", "crf": "25"}      # at most 1.5 MB for 20 s
 
 
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, default=8000)
     train.add_argument("--batch", type=int, default=64)
     train.add_argument("--lr", type=float, default=2e-3)
-    train.add_argument("--compile", action="store_true", help="torch.compile the network: worth it on a GPU")
+    train.add_argument("--stop", type=int, help="end after so many of the steps, the schedule unchanged")
     train.add_argument("--checkpoint", type=Path, help="go on from here if it exists, and write it now and then")
     train.set_defaults(command=_train)
 
@@ -95,8 +95,8 @@ def _train(args: argparse.Namespace) -> None:
     model = models.YOLOv3(len(data.scenes.CLASSES), args.width)
     train.init_head_bias(model)
     config = train.TrainConfig(steps=args.steps, batch=args.batch, lr=args.lr)
-    averaged = train.fit(model, training, config, checkpoint=args.checkpoint, compiled=args.compile)
-    metadata = {"images": str(args.images), "steps": str(args.steps), "batch": str(args.batch), "lr": str(args.lr)}
+    averaged = train.fit(model, training, config, checkpoint=args.checkpoint, stop=args.stop)
+    metadata = {name: str(getattr(args, name)) for name in ("images", "steps", "batch", "lr", "stop")}
     models.save_weights(averaged, args.out, metadata=metadata)
 
 
@@ -115,16 +115,17 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _datasets(args: argparse.Namespace) -> None:
     """Write `datasets/clip.mp4`, its ground truth, and the manifest of every file there."""
     import cv2
-    from tqdm.auto import tqdm
 
     from trtkit import data, scenes, writer
+    from trtkit.progress import bar
 
     truth = []
     with writer.VideoWriter(data.DATASETS / "clip.mp4", CLIP_FPS, (640, 480), encoder=CLIP_ENCODER) as clip:
-        for scene in tqdm(scenes.clip(CLIP_SEED, CLIP_FRAMES, fps=CLIP_FPS), "draw clip", CLIP_FRAMES, unit="frame"):
+        film = scenes.clip(CLIP_SEED, CLIP_FRAMES, fps=CLIP_FPS, condition="day")
+        for scene in bar(film, "draw clip", total=CLIP_FRAMES, unit="frame"):
             clip.write(scene.img_hwc_u8)
             rows = zip(scene.track_ids, scene.labels, scene.visibility, scene.boxes_xyxy, strict=True)
-            truth.append([[int(t), int(k), round(float(v), 2), *(round(float(x), 1) for x in box)] for t, k, v, box in rows])
+            truth.append([[int(t), int(k), round(float(v), 2), *map(_one_decimal, box)] for t, k, v, box in rows])
     columns = ["track", "label", "visibility", "x0", "y0", "x1", "y1"]
     body = {"classes": scenes.CLASSES, "columns": columns, "frames": truth}
     (data.DATASETS / "clip_truth.json").write_text(json.dumps(body, separators=(",", ":")) + "\n")
@@ -134,3 +135,7 @@ def _datasets(args: argparse.Namespace) -> None:
     files = {n: data.file_entry(n) for n in names if not n.endswith((".md", "manifest.json"))}
     manifest = {"test_split": {"sha256": split, "opencv": cv2.__version__}, "files": files}
     (data.DATASETS / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _one_decimal(x: float) -> float:
+    return round(float(x), 1)

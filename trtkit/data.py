@@ -17,9 +17,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm.auto import tqdm
 
 from trtkit import scenes
+from trtkit.progress import bar
 from trtkit.yolo import letterbox_u8
 
 DATASETS = Path(__file__).resolve().parent.parent / "datasets"
@@ -51,8 +51,7 @@ def load_split(split: str, count: int = TEST_IMAGES, *, progress: bool = True) -
         The scenes; a warning says so if this machine's libraries drew other pixels than those the published mAP is of.
     """
     seeds = split_seeds(split, count)
-    bar = tqdm(seeds, desc=f"render {split}", unit="img", disable=not progress)
-    split_scenes = [scenes.render(seed) for seed in bar]
+    split_scenes = [scenes.render(seed) for seed in bar(seeds, f"render {split}", unit="img", show=progress)]
     if split == "test" and count == TEST_IMAGES:
         recorded = manifest()["test_split"]
         if (digest := scenes_sha256(split_scenes)) != recorded["sha256"]:
@@ -162,6 +161,6 @@ def training_set(
     # Not fork: a child of a process in which OpenCV's threads have run waits for them forever.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         samples = pool.map(partial(_training_sample, size=size), seeds, chunksize=16)
-        for i, sample in enumerate(tqdm(samples, "render train", len(seeds), unit="img", disable=not progress)):
+        for i, sample in enumerate(bar(samples, "render train", total=len(seeds), unit="img", show=progress)):
             images[i], boxes[i], labels[i] = sample
     return TrainingSet(images, boxes, labels)

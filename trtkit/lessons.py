@@ -80,7 +80,7 @@ def run_notebook(
     check_parameters(notebook, parameters)
     _require_writable(out_dir)
     executed = out_dir / notebook.name
-    os.environ["TQDM_DISABLE"] = "1"        # for the kernel: a page keeps no moving bars. Ours is set up already
+    os.environ["TRTKIT_HEADLESS"] = "1"         # the kernel inherits it: a page keeps no moving bars
     papermill.execute_notebook(
         str(notebook), str(executed), parameters, cwd=str(notebook.parent), progress_bar=progress,
         execution_timeout=CELL_TIMEOUT_S, kernel_name="python3",

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from trtkit.data import TrainingSet
 from trtkit.models import YOLOv3
+from trtkit.progress import bar
 from trtkit.yolo import ANCHORS, STRIDES
 
 BOX_GAIN = 3.0
@@ -52,7 +52,7 @@ def fit(
     device: str | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
-    compiled: bool = False,
+    stop: int | None = None,
     progress: bool = True,
 ) -> YOLOv3:
     """Train a network, in mixed precision on a GPU, and return the moving average of its weights.
@@ -64,7 +64,7 @@ def fit(
         device: "cuda", "cpu", or None for the GPU where there is one.
         checkpoint: safetensors file, written every `checkpoint_every` steps; if it exists, training goes on from it.
         checkpoint_every: steps.
-        compiled: run the network through torch.compile, which pays off after some hundred steps on a GPU.
+        stop: end after this many of `config.steps`; the schedule stays that of all of them.
         progress: show a bar with the loss.
 
     Returns:
@@ -82,11 +82,11 @@ def fit(
     start = _load_checkpoint(checkpoint, config, model, average, optimizer) if checkpoint else 0
     images = torch.from_numpy(data.images_u8).to(device)
     boxes, labels = torch.from_numpy(data.boxes_xyxy).to(device), torch.from_numpy(data.labels).to(device)
-    network = torch.compile(model) if compiled else model
     averaged, current = _float_tensors(average), _float_tensors(model)
 
-    bar = tqdm(range(start, config.steps), "train", config.steps, initial=start, unit="step", disable=not progress)
-    for step in bar:
+    last = min(stop or config.steps, config.steps)
+    steps = bar(range(start, last), "train", total=last, unit="step", show=progress, initial=start)
+    for step in steps:
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _schedule(step, config)
         # A generator per step: a resumed run sees the batches that an uninterrupted one would have seen.
@@ -96,19 +96,19 @@ def fit(
         if config.augment:
             x, b, k = augment(x, b, k, rng)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            heads = network(x.contiguous(memory_format=torch.channels_last))
+            heads = model(x.contiguous(memory_format=torch.channels_last))
         total = yolo_loss([h.float() for h in heads], b, k)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         torch._foreach_lerp_(averaged, current, 1 - min(config.ema_decay, (step + 1) / (step + 10)))
-        save = checkpoint and ((step + 1) % checkpoint_every == 0 or step + 1 == config.steps)
-        if step % 50 == 0 or step + 1 == config.steps or save:  # not always: reading the loss waits for the GPU
+        save = checkpoint and ((step + 1) % checkpoint_every == 0 or step + 1 == last)
+        if step % 50 == 0 or step + 1 == last or save:  # not always: reading the loss waits for the GPU
             value = total.item()
             if not math.isfinite(value):
                 raise FloatingPointError(f"train: loss is {value} at step {step}; lower lr (now {config.lr})")
-            bar.set_postfix(loss=f"{value:.3f}")
+            steps.set_postfix(loss=f"{value:.3f}")
         if save:
             _save_checkpoint(checkpoint, step + 1, config, model, average, optimizer)
     return average.cpu().eval()

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from trtkit.draw import annotate
 from trtkit.engine import Runner
+from trtkit.progress import bar
 from trtkit.sources import DEFAULT_FPS, Frame, Source, SourceInfo, check, frames, open_source, source_info
 from trtkit.writer import VideoWriter
 from trtkit.yolo import Detection, letterbox, postprocess
@@ -144,8 +144,7 @@ def run(
     with ExitStack() as stack:
         opened = stack.enter_context(open_source(source))
         total = min((n for n in (limit, opened.frame_count) if n), default=None)
-        hidden = not progress or bool(os.environ.get("TRTKIT_HEADLESS"))
-        bar = stack.enter_context(tqdm(total=total, unit="frame", disable=hidden, leave=False))
+        counter = stack.enter_context(bar(None, "watch", total=total, unit="frame", show=progress, leave=False))
         writer = None
         while limit is None or len(detections) < limit:
             decode_s = -time.perf_counter()
@@ -174,7 +173,7 @@ def run(
             if len(detections) in keep:
                 kept[len(detections)] = drawn
             detections.append(detection)
-            bar.update()
+            counter.update()
     wall_s = time.perf_counter() - begun_s
     stages_ms = {name: np.array(ms) for name, ms in times.items()}
     return VideoReport(runner.label, stages_ms, detections, wall_s, opened.fps, kept)

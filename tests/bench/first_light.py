@@ -70,7 +70,8 @@ def main() -> None:
     print(f"scenes: {60 / (time.perf_counter() - start):.0f} images/s at 640x480 on one core  (target >= 60)")
     cv2.setNumThreads(-1)
 
-    runners = model_times(models.load_weights(data.dataset_file("weights/yolov3_w025.safetensors")), folder, args.rounds)
+    model = models.load_weights(data.dataset_file("weights/yolov3_w025.safetensors"))
+    runners = model_times(model, folder, args.rounds)
     test = data.load_split("test", progress=False)
     truths = [evaluate.Truth(s.boxes_xyxy, s.labels, data.ignored(s)) for s in test]
     accuracy = {
