@@ -82,7 +82,7 @@ def test_global_random_state_is_neither_used_nor_touched():
 
 @pytest.fixture(scope="module")
 def many():
-    return [scenes.render(seed) for seed in range(200)]
+    return [scenes.render(seed) for seed in range(100)]
 
 
 def test_every_class_and_condition_is_well_represented(many):
@@ -148,7 +148,7 @@ def test_cut_off_by_the_border_counts_as_hidden():
 
 @pytest.fixture(scope="module")
 def film():
-    return list(scenes.clip(2, 80, condition="day"))
+    return list(scenes.clip(2, 60, condition="day"))
 
 
 def test_clip_keeps_tracks_and_moves_them_smoothly(film):

@@ -289,6 +289,6 @@ def cast_shadow(
 
 
 def one_colour(shape: tuple, rgb: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The colour (R, G, B) everywhere, (H, W, 3) uint8 for a shape (H, W, ...); OpenCV fills several times faster than NumPy broadcasts."""
+    """One colour (R, G, B) everywhere: (H, W, 3) uint8, for a shape (H, W, ...)."""
     picture = np.empty((shape[0], shape[1], 3), np.uint8)
-    return cv2.rectangle(picture, (0, 0), (shape[1], shape[0]), [float(c) for c in rgb], -1)
+    return cv2.rectangle(picture, (0, 0), (shape[1], shape[0]), [float(c) for c in rgb], -1)  # faster than NumPy

@@ -45,8 +45,10 @@ def patch(face: np.ndarray, u0: float, u1: float, v0: float, v1: float) -> np.nd
     return (face[0] * (1 - u) + face[1] * u) * (1 - v) + (face[3] * (1 - u) + face[2] * u) * v
 
 
-def on(face: np.ndarray, u0: float, u1: float, v0: float, v1: float, rgb, *, glow: int = 0, group: int = 0) -> Part:
-    """A painted patch of a face: a window, a lamp, a stripe."""
+def on(
+    face: np.ndarray, u0: float, u1: float, v0: float, v1: float, rgb: tuple, *, glow: int = 0, group: int = 0
+) -> Part:
+    """A painted `patch` of a face: a window, a lamp, a stripe; `glow` and `group` as in `Part`."""
     return Part(FACE, patch(face, u0, u1, v0, v1)[::-1], rgb, glow=glow, group=group)
 
 
@@ -75,7 +77,9 @@ def round_front(x: float, y: float, z: float, r: float, n: int = 12) -> np.ndarr
     return np.stack([x + r * np.cos(a), y + r * np.sin(a), np.full(n, z)], 1)
 
 
-def tube(p: tuple | np.ndarray, q: tuple | np.ndarray, r0: float, rgb: tuple, r1: float | None = None, *, glow: int = 0) -> Part:
+def tube(
+    p: tuple | np.ndarray, q: tuple | np.ndarray, r0: float, rgb: tuple, r1: float | None = None, *, glow: int = 0
+) -> Part:
     """A limb from p to q with radius r0 at p and r1 (None: r0) at q, metres."""
     return Part(TUBE, np.array([p, q], np.float32), rgb, (r0, r0 if r1 is None else r1), glow)
 
