@@ -56,7 +56,7 @@ def thresholds(
     for (name, x), color in zip(marks.items(), ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=False):
         ax.axvline(x, color=color, lw=2, label=f"{name} {x:.2f}")
     ax.set(xlabel=xlabel, ylabel="values per bin", title=title)
-    ax.legend(loc="upper right", framealpha=1, edgecolor="none")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     plt.show()
     plt.close(figure)
@@ -69,7 +69,7 @@ def stage_bars(reports: Mapping[str, Mapping[str, np.ndarray]], budget_ms: float
         reports: `VideoReport.stages_ms` by name.
         budget_ms: between two frames of the source.
     """
-    figure, ax = plt.subplots(figsize=(9, 0.9 + 0.7 * len(reports)), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 1.2 + 0.7 * len(reports)), layout="constrained")
     for row, stages_ms in enumerate(reports.values()):
         left = 0.0
         for stage, times_ms in stages_ms.items():
@@ -85,7 +85,7 @@ def stage_bars(reports: Mapping[str, Mapping[str, np.ndarray]], budget_ms: float
     ax.set_yticks(range(len(reports)), list(reports))
     ax.invert_yaxis()
     ax.set(xlabel="median ms per frame", xlim=(0, None))
-    ax.legend(ncols=5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.35))
+    figure.legend(ncols=5, frameon=False, loc="outside lower center")
     ax.spines[["top", "right"]].set_visible(False)
     plt.show()
     plt.close(figure)
