@@ -73,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(args: argparse.Namespace) -> None:
     out = args.out.resolve()
     parameters = {**dict(map(lessons.parse_parameter, args.p)), "out_dir": str(out)}
+    if isinstance(parameters.get("source"), str) and parameters["source"] != "clip":
+        parameters["source"] = str(Path(parameters["source"]).resolve())    # the notebook runs in its own folder
     page = lessons.run_notebook(lessons.NOTEBOOKS / "12_realtime_detection.ipynb", out, parameters)
     sys.stdout.write(json.loads((out / "demo.json").read_text())["table"] + "\n")
     sys.stdout.write(f"page:  {page}\nvideo: {out / 'demo.mp4'}\n")
