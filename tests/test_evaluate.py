@@ -162,9 +162,8 @@ def test_map_equals_an_independent_average_precision(scenes):
 
 
 def test_map_equals_torchmetrics(rng):
-    from torchmetrics import detection
-
     import torch
+    from torchmetrics import detection
 
     detections, truths = [], []
     for _ in range(5):
