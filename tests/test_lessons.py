@@ -1,6 +1,7 @@
 """The runner of notebooks refuses what papermill lets pass, and leaves nothing half-written."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -100,3 +101,23 @@ def test_demo_refuses_a_parameter_that_lesson_12_does_not_have(tmp_path, capsys)
     assert cli.main(["demo", "--out", str(tmp_path), "-p", "fps=30"]) == 2
     assert "expected one of" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_pages_show_formulas_and_need_no_network(notebook):
+    written = nbformat.read(notebook, 4)
+    written.cells.append(nbformat.v4.new_markdown_cell("A share $p$ of\n$$\\frac{1}{1-p}$$\ncosts 5 dollars"))
+    page = lessons._html(written)
+    assert page.count("<math") == 2 and "$p$" not in page and not re.search(r'<script[^>]*src="http', page)
+
+
+def test_video_on_the_command_line_is_found_from_the_shells_folder(tmp_path, monkeypatch):
+    seen = {}
+
+    def stop(path, out, parameters):
+        seen.update(parameters)
+        raise ValueError("seen enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lessons, "run_notebook", stop)
+    assert cli.main(["demo", "--out", str(tmp_path), "-p", "source=street.mp4"]) == 2
+    assert seen["source"] == str(tmp_path / "street.mp4")

@@ -102,7 +102,7 @@ def _html(notebook) -> str:
             text = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(m[1], display="block"), cell.source, flags=re.S)
             cell.source = re.sub(r"\$([^$\n]+)\$", lambda m: convert(m[1]), text)
     html, _ = HTMLExporter().from_notebook_node(notebook)
-    return re.sub(r"<script[^>]*mathjax[^>]*>\s*</script>", "", html)
+    return re.sub(r'<script[^>]*src="https?://[^>]*>\s*</script>', "", html)
 
 
 def _require_writable(folder: Path) -> None:
