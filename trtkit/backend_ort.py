@@ -32,6 +32,9 @@ def _session(path: Path, config: BuildConfig, *, optimized_path: Path | None = N
     options = ort.SessionOptions()
     options.intra_op_num_threads = config.threads
     options.log_severity_level = 3                      # errors only; they come as exceptions too
+    # ORT's threads keep spinning for a while after a run; two runners in one process then take each other's cores and
+    # both seem twice as slow, and so does whatever the caller does between two runs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if optimized_path:
         options.optimized_model_filepath = str(optimized_path)
     else:
