@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "trtkit"
 LAYERS = {
-    0: {"quant", "calib", "yolo", "progress",
+    0: {"quant", "calib", "yolo", "files", "progress",
         "scenes", "scene_street", "scene_backdrop", "scene_houses", "scene_place", "scene_traffic", "scene_compose",
         "scene_lens", "scene_art", "scene_parts", "scene_vehicles", "scene_people", "scene_furniture"},
     1: {"models", "train", "export", "qdq", "data"},

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trtkit.files import replacing
 from trtkit.progress import bar
 
 BINS = 4096                 # the bin width is a power of two, so between 2,048 and 4,096 of them are in use
@@ -64,9 +65,9 @@ class Histogram:
         amax = max(abs(low), abs(high))
         if amax > 0:
             self._widen_to(amax)
-            # Scaling by a power of two is exact in float32, so a value at an edge always lands in the upper bin.
+            # Scaling by a power of two is exact in float32: a value at an edge lands in the upper bin, amax below BINS.
             index = (np.abs(x.ravel()) * np.float32(1 / self.width)).astype(np.int32)
-            self.counts += np.bincount(np.minimum(index, BINS - 1), minlength=BINS)
+            self.counts += np.bincount(index, minlength=BINS)
         else:
             self.counts[0] += x.size
 
@@ -210,10 +211,8 @@ def save_table(path: Path, table: dict[str, Range], *, graph_sha256: str, method
         "images": images,
         "tensors": {name: asdict(r) for name, r in table.items()},
     }
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(body, indent=1) + "\n")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(body, indent=1) + "\n")
 
 
 def load_table(path: Path, *, graph_sha256: str) -> dict[str, Range]:

@@ -103,14 +103,11 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from trtkit import data, engine, evaluate, export, models, scenes, yolo
+    from trtkit import data, engine, evaluate, export, models
 
     graph = export.export_onnx(models.load_weights(args.weights), lessons.BUILD / "evaluate.onnx")
-    test = data.load_split("test")
     with engine.load(engine.build(graph)) as runner:
-        found = [yolo.detect(runner, scene.img_hwc_u8, conf_thr=0.01) for scene in test]
-    truths = [evaluate.Truth(s.boxes_xyxy, s.labels, data.ignored(s)) for s in test]
-    accuracy = evaluate.mean_average_precision(found, truths, scenes.CLASSES)
+        accuracy = evaluate.score(runner, data.load_split("test"))
     sys.stdout.write(f"mAP50 {accuracy.map50:.4f}  mAP50-95 {accuracy.map50_95:.4f}  {accuracy.per_class}\n")
 
 

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from trtkit import scenes
+from trtkit.files import sha256
 from trtkit.progress import bar
 from trtkit.yolo import letterbox_u8
 
@@ -82,8 +83,7 @@ def manifest() -> dict:
 def file_entry(name: str) -> dict[str, str]:
     """What the manifest keeps of a committed file: its hash, licence and origin."""
     origin = "trained by `trtkit train`" if name.startswith("weights/") else "drawn by `trtkit datasets`"
-    digest = hashlib.sha256((DATASETS / name).read_bytes()).hexdigest()
-    return {"sha256": digest, "licence": "Apache-2.0", "origin": origin}
+    return {"sha256": sha256(DATASETS / name), "licence": "Apache-2.0", "origin": origin}
 
 
 def dataset_file(name: str) -> Path:
@@ -99,7 +99,7 @@ def dataset_file(name: str) -> Path:
     entries, path = manifest()["files"], DATASETS / name
     if name not in entries or not path.is_file():
         raise FileNotFoundError(f"datasets: got {name!r}, expected a file of the manifest: {sorted(entries)}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256(path)
     if digest != entries[name]["sha256"]:
         raise ValueError(
             f"datasets: {name} has sha256 {digest[:12]}, expected {entries[name]['sha256'][:12]}; the file is damaged, "

@@ -9,11 +9,13 @@ import hashlib
 import importlib.util
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from trtkit.files import replacing, sha256
 
 BACKENDS = ("ort", "trt")
 
@@ -88,24 +90,9 @@ def _choose(backend: str) -> str:
     return backend
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def cache_dir() -> Path:
     """Where plans are kept: $TRTKIT_CACHE, else .cache/trtkit in the home folder."""
     return Path(os.environ.get("TRTKIT_CACHE") or Path.home() / ".cache" / "trtkit")
-
-
-@dataclass(frozen=True)
-class _Sidecar:
-    backend: str
-    graph_sha256: str
-    plan_sha256: str
-    environment: str
-    config: dict = field(default_factory=dict)
 
 
 def build(graph: Path, config: BuildConfig | None = None, *, backend: str = "auto") -> Path:
@@ -137,16 +124,18 @@ def build(graph: Path, config: BuildConfig | None = None, *, backend: str = "aut
     if _is_intact(plan):
         return plan
     plan.parent.mkdir(parents=True, exist_ok=True)
-    temporary = plan.with_name(f"{plan.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(plan) as temporary:
         backend_ort.build(graph, temporary, config)
-        sidecar = _Sidecar(name, graph_sha256, sha256(temporary), environment, asdict(config))
-        temporary.replace(plan)
-    finally:
-        temporary.unlink(missing_ok=True)
+        sidecar = {
+            "backend": name,
+            "graph_sha256": graph_sha256,
+            "plan_sha256": sha256(temporary),
+            "environment": environment,
+            "config": asdict(config),
+        }
     # Last, so a build that was interrupted has no sidecar and is made again.
-    temporary.write_text(json.dumps(asdict(sidecar), indent=1) + "\n")
-    temporary.replace(_sidecar_path(plan))
+    with replacing(_sidecar_path(plan)) as temporary:
+        temporary.write_text(json.dumps(sidecar, indent=1) + "\n")
     return plan
 
 

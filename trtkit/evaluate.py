@@ -12,7 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtkit.yolo import Detection
+from trtkit.data import ignored
+from trtkit.engine import Runner
+from trtkit.scenes import CLASSES, Scene
+from trtkit.yolo import Detection, detect
+
+CONF_THR = 0.01             # the precision-recall curve needs its tail of unsure detections
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,18 @@ def mean_average_precision(
     ap = np.where(precision > -1, precision, np.nan).mean(1)                    # (10, K)
     per_class = {name: float(x) for name, x in zip(class_names, ap.mean(0), strict=True) if np.isfinite(x)}
     return Accuracy(float(np.nanmean(ap[0])), float(np.nanmean(ap)), per_class)
+
+
+def score(runner: Runner, test: Sequence[Scene]) -> Accuracy:
+    """Detect in every scene of a test set and score the result.
+
+    Args:
+        runner: see `yolo.detect`.
+        test: for example `data.load_split("test")`; objects that `data.ignored` names do not count.
+    """
+    found = [detect(runner, scene.img_hwc_u8, conf_thr=CONF_THR) for scene in test]
+    truths = [Truth(scene.boxes_xyxy, scene.labels, ignored(scene)) for scene in test]
+    return mean_average_precision(found, truths, CLASSES)
 
 
 def _xywh(box_xyxy: np.ndarray) -> list[float]:

@@ -15,6 +15,8 @@ import onnx
 import torch
 from torch import nn
 
+from trtkit.files import replacing
+
 OPSET = 17                  # the newest that TensorRT 8.6's parser reads
 OUTPUT_NAMES = ("head32", "head16", "head8")
 
@@ -56,8 +58,7 @@ def export_onnx(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
+    with replacing(path) as temporary:
         with warnings.catch_warnings():
             # The TorchScript exporter is marked legacy; the new one writes opset 18, which TensorRT 8.6 cannot read.
             warnings.simplefilter("ignore")
@@ -77,9 +78,6 @@ def export_onnx(
         if left:
             raise ValueError(f"export: got {len(left)} BatchNormalization nodes (first {left[0]}), expected none; "
                              "put each BatchNorm2d right behind its Conv2d in one nn.Sequential")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from trtkit.files import replacing
+
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 BUILD = NOTEBOOKS.parent / "build"
 CELL_TIMEOUT_S = 300
@@ -86,9 +88,8 @@ def run_notebook(
         execution_timeout=CELL_TIMEOUT_S, kernel_name="python3",
     )
     page = executed.with_suffix(".html")
-    temporary = page.with_suffix(".html.tmp")
-    temporary.write_text(_html(nbformat.read(executed, 4)))
-    temporary.replace(page)
+    with replacing(page) as temporary:
+        temporary.write_text(_html(nbformat.read(executed, 4)))
     return page
 
 

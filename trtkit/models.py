@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from trtkit.files import replacing
+
 ANCHORS_PER_HEAD = 3
 BLOCKS = (1, 2, 8, 8, 4)                     # residual blocks after each of the five halvings
 
@@ -124,16 +126,14 @@ def save_weights(model: YOLOv3, path: Path, *, metadata: dict[str, str] | None =
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
     # num_batches_tracked is a training counter, of no use to inference.
     tensors = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items() if v.is_floating_point()}
     if broken := [k for k, v in tensors.items() if not v.isfinite().all()]:
         raise ValueError(f"weights: {broken[0]}: got numbers that FP16 cannot hold, expected finite ones up to 65,504; "
                          "the training diverged")
     meta = {"num_classes": str(model.num_classes), "width": str(model.width), **(metadata or {})}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata=meta)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=meta)
 
 
 def load_weights(path: Path) -> YOLOv3:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from trtkit.data import TrainingSet
+from trtkit.files import replacing
 from trtkit.models import YOLOv3
 from trtkit.progress import bar
 from trtkit.yolo import ANCHORS, STRIDES
@@ -263,10 +264,9 @@ def _named_state(model: YOLOv3, average: YOLOv3, optimizer: torch.optim.Optimize
 def _save_checkpoint(path: Path, step: int, config: TrainConfig, model, average, optimizer) -> None:
     from safetensors.torch import save_file
 
-    temporary = Path(path).with_name(Path(path).name + ".tmp")
     state = {k: v.contiguous().cpu() for k, v in _named_state(model, average, optimizer).items()}
-    save_file(state, temporary, metadata={"step": str(step), "config": json.dumps(asdict(config), sort_keys=True)})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata={"step": str(step), "config": json.dumps(asdict(config), sort_keys=True)})
 
 
 def _load_checkpoint(path: Path, config: TrainConfig, model, average, optimizer) -> int:

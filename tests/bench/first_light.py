@@ -73,13 +73,7 @@ def main() -> None:
     model = models.load_weights(data.dataset_file("weights/yolov3_w025.safetensors"))
     runners = model_times(model, folder, args.rounds)
     test = data.load_split("test", progress=False)
-    truths = [evaluate.Truth(s.boxes_xyxy, s.labels, data.ignored(s)) for s in test]
-    accuracy = {
-        k: evaluate.mean_average_precision(
-            [yolo.detect(r, s.img_hwc_u8, conf_thr=0.01) for s in test], truths, scenes.CLASSES
-        )
-        for k, r in runners.items()
-    }
+    accuracy = {k: evaluate.score(r, test) for k, r in runners.items()}
     for metric, target in (("map50", 1), ("map50_95", 2)):
         fp32, int8 = (100 * getattr(accuracy[k], metric) for k in ("FP32", "INT8"))
         print(f"{metric}: FP32 {fp32:.2f}, INT8 {int8:.2f}, loss {fp32 - int8:.2f} points  (target <= {target})")
