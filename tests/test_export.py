@@ -133,6 +133,18 @@ def test_max_abs_diff_takes_a_module_with_one_output_and_leaves_its_mode():
     assert model.training
 
 
+def test_max_abs_diff_takes_a_function_with_outputs_by_name_or_in_order():
+    x = np.ones((1, 3, 2, 2), np.float32)
+    runner = _FakeRunner(x, 2 * x)
+    assert export.max_abs_diff(runner, lambda feed: [feed["x"], 2 * feed["x"] + 0.5], x) == 0.5
+    assert export.max_abs_diff(runner, lambda feed: {1: 2 * feed["x"], 0: feed["x"]}, x) == 0      # another order
+    assert export.max_abs_diff(runner, _FakeRunner(x, 2 * x + 0.25).infer, x) == 0.25
+    with pytest.raises(ValueError, match="got outputs"):
+        export.max_abs_diff(runner, lambda feed: {0: feed["x"]}, x)
+    with pytest.raises(ValueError):
+        export.max_abs_diff(runner, lambda feed: [feed["x"]], x)
+
+
 def test_exposed_tensors_hold_what_torch_hooks_see(tmp_path, rng):
     torch.manual_seed(0)
     model = randomize_batchnorm(YOLOv3(2, 0.01))

@@ -29,6 +29,13 @@ TEST_IMAGES = 200
 # A person could not name what is hidden this far or smaller than this; evaluation and training pass over it.
 MIN_VISIBILITY = 0.2
 MIN_SIDE_PX = 8
+# By folder; a folder that has none cannot enter the manifest.
+ORIGINS = {
+    "": "drawn by `trtkit datasets`",
+    "graphs": "exported by `trtkit datasets`",
+    "results": "recorded by `trtkit train`",
+    "weights": "trained by `trtkit train`",
+}
 MAX_OBJECTS = 24            # per training image, beyond any scene
 
 
@@ -82,8 +89,7 @@ def manifest() -> dict:
 
 def file_entry(name: str) -> dict[str, str]:
     """What the manifest keeps of a committed file: its hash, licence and origin."""
-    origin = "trained by `trtkit train`" if name.startswith("weights/") else "drawn by `trtkit datasets`"
-    return {"sha256": sha256(DATASETS / name), "licence": "Apache-2.0", "origin": origin}
+    return {"sha256": sha256(DATASETS / name), "licence": "Apache-2.0", "origin": ORIGINS[name.rpartition("/")[0]]}
 
 
 def dataset_file(name: str) -> Path:

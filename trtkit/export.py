@@ -8,20 +8,23 @@ Graphs are written as one file (below 2 GB): ONNX refuses linked external data, 
 
 import copy
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import torch
-from torch import nn
 
 from trtkit.files import replacing
+
+if TYPE_CHECKING:           # imported where it is used: lessons without PyTorch need the rest
+    from torch import nn
 
 OPSET = 17                  # the newest that TensorRT 8.6's parser reads
 OUTPUT_NAMES = ("head32", "head16", "head8")
 
 
-def fold_batchnorm(model: nn.Module) -> nn.Module:
+def fold_batchnorm(model: "nn.Module") -> "nn.Module":
     """A copy in eval mode in which each BatchNorm2d right behind a Conv2d is folded into it.
 
     Args:
@@ -30,6 +33,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     Returns:
         The copy; the BatchNorm places hold nn.Identity. The argument is unchanged.
     """
+    from torch import nn
+
     folded = copy.deepcopy(model).eval()
     for block in [m for m in folded.modules() if isinstance(m, nn.Sequential)]:
         for i in range(len(block) - 1):
@@ -40,7 +45,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def export_onnx(
-    model: nn.Module, path: Path, *, size: int = 416, output_names: tuple[str, ...] = OUTPUT_NAMES
+    model: "nn.Module", path: Path, *, size: int = 416, output_names: tuple[str, ...] = OUTPUT_NAMES
 ) -> Path:
     """Fold BatchNorm and write an ONNX graph with a dynamic batch, FP32, opset 17.
 
@@ -56,6 +61,8 @@ def export_onnx(
     Raises:
         ValueError: the graph still holds a BatchNormalization.
     """
+    import torch
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -81,24 +88,43 @@ def export_onnx(
     return path
 
 
-def max_abs_diff(runner, model: nn.Module, x_nchw: np.ndarray) -> float:
-    """Largest absolute difference between a runner's outputs and the torch module's, over all outputs.
+def max_abs_diff(
+    runner,
+    reference: "nn.Module | Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray] | Sequence[np.ndarray]]",
+    x_nchw: np.ndarray,
+) -> float:
+    """Largest absolute difference between a runner's outputs and a reference's, over all outputs.
 
     Args:
         runner: an `engine.Runner` of the exported graph.
-        model: the module that was exported; its outputs in the runner's order.
+        reference: the torch module that was exported, or a function of a feed: `infer` of another runner, or
+            `functools.partial(onnx.reference.ReferenceEvaluator(graph).run, None)`. Outputs by name, or in the
+            runner's order.
         x_nchw: (N, 3, S, S) float32.
 
     Returns:
         The difference, in the outputs' unit (logits for YOLOv3).
+
+    Raises:
+        ValueError: the reference has other outputs than the runner.
     """
     (name,) = runner.inputs
-    with torch.inference_mode():
-        expected = copy.deepcopy(model).eval()(torch.from_numpy(x_nchw))
-    expected = [expected] if isinstance(expected, torch.Tensor) else expected
-    got = runner.infer({name: x_nchw}).values()
+    got = runner.infer({name: x_nchw})
+    expected = _torch_outputs(reference, x_nchw) if hasattr(reference, "forward") else reference({name: x_nchw})
+    if isinstance(expected, Mapping):
+        if expected.keys() != got.keys():
+            raise ValueError(f"reference: got outputs {sorted(expected)}, expected the runner's {sorted(got)}")
+        expected = [expected[key] for key in got]
     # np.max, since Python's max drops a NaN that is not the first.
-    return float(np.max([np.abs(g - e.numpy()).max() for g, e in zip(got, expected, strict=True)]))
+    return float(np.max([np.abs(g - e).max() for g, e in zip(got.values(), expected, strict=True)]))
+
+
+def _torch_outputs(model: "nn.Module", x_nchw: np.ndarray) -> list[np.ndarray]:
+    import torch
+
+    with torch.inference_mode():
+        outputs = copy.deepcopy(model).eval()(torch.from_numpy(x_nchw))
+    return [o.numpy() for o in ([outputs] if isinstance(outputs, torch.Tensor) else outputs)]
 
 
 def expose_tensors(graph: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:

@@ -8,12 +8,17 @@ Modules are created in darknet's order, so weights of either layout can be read 
 
 from pathlib import Path
 
-import torch
-from torch import nn
+try:
+    import torch
+    from torch import nn
+except ModuleNotFoundError as e:
+    raise ModuleNotFoundError(
+        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
+    ) from e
 
 from trtkit.files import replacing
+from trtkit.weights import ANCHORS_PER_HEAD, read_weights
 
-ANCHORS_PER_HEAD = 3
 BLOCKS = (1, 2, 8, 8, 4)                     # residual blocks after each of the five halvings
 
 
@@ -146,28 +151,11 @@ def load_weights(path: Path) -> YOLOv3:
         The network with its weights.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a pickle, a damaged file, or tensors of another network.
+        FileNotFoundError, ValueError: see `weights.read_weights`; and tensors of another network.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"weights: got {path}, expected an existing .safetensors file; see datasets/weights")
-    if path.suffix != ".safetensors":
-        raise ValueError(
-            f"weights: got {path.name}, expected a .safetensors file; pickles run code when loaded, so convert it "
-            "once in a process you trust: safetensors.torch.save_file(model.state_dict(), ...)"
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118, not a dict
-    except SafetensorError as e:
-        raise ValueError(f"weights: {path.name} is no intact safetensors file ({e}); fetch it again") from e
-    missing_meta = {"num_classes", "width"} - meta.keys()
-    if missing_meta:
-        raise ValueError(f"weights: {path.name} lacks metadata {sorted(missing_meta)}; write it with save_weights")
+    arrays, meta = read_weights(path)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         with torch.device("meta"):              # shapes without memory: a damaged width may ask for terabytes
             network = YOLOv3(int(meta["num_classes"]), float(meta["width"]))
