@@ -28,7 +28,7 @@ CAPABILITIES = {
     "backend trt": "TensorRT on the GPU",
     "PyTorch": "PyTorch (training and export)",
 }
-SUMMARY_ROWS, FOUND_WIDTH = 9, 100
+SUMMARY_ROWS, FOUND_WIDTH = 9, 84
 
 
 @dataclass(frozen=True)
