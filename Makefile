@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lab clean
+.PHONY: demo test lab course clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/python -m trtkit demo
@@ -11,6 +11,9 @@ demo: $(VENV)/demo.done
 test: $(VENV)/test.done
 	$(BIN)/ruff check . && $(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+
+course: $(VENV)/demo.done
+	$(BIN)/python -m trtkit lessons run
 
 lab: $(VENV)/lab.done
 	$(BIN)/jupyter lab notebooks

@@ -10,12 +10,15 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "trtkit"
 LAYERS = {
     0: {"quant", "calib", "yolo", "files", "progress",
+        "machine", "nvidia", "packages", "diagnose", "diagnose_gpu", "diagnose_packages",
         "scenes", "scene_street", "scene_backdrop", "scene_houses", "scene_place", "scene_traffic", "scene_compose",
         "scene_lens", "scene_art", "scene_parts", "scene_vehicles", "scene_people", "scene_furniture"},
-    1: {"models", "train", "export", "qdq", "data"},
+    1: {"models", "train", "export", "qdq", "data", "weights"},
     2: {"engine", "backend_ort"},
     3: {"evaluate", "draw", "sources", "writer", "video"},
-    4: {"plots", "check", "lessons", "cli", "__main__", "__init__"},
+    4: {"plots", "bounds", "check", "shape", "edition", "grade", "skeleton", "lessons", "executor", "kernel", "page",
+        "worker", "job", "course", "causes", "report", "report_page", "doctor", "cli_lessons", "cli", "__main__",
+        "__init__", *(p.stem for p in PACKAGE.glob("exercises_*.py"))},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 ONLY_IN = {

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from trtkit import cli, lessons
+from trtkit import cli, lessons, page
 
 
 @pytest.fixture
@@ -87,14 +87,14 @@ def run_cli(*args: str) -> subprocess.CompletedProcess:
 
 
 def test_bad_input_ends_in_one_line_and_exit_code_2(notebook, tmp_path):
-    done = run_cli("run", str(notebook), "--out", str(tmp_path / "out"), "-p", "speed=1")
+    done = run_cli("lessons", "run", str(notebook), "--out", str(tmp_path / "out"), "-p", "speed=1")
     assert done.returncode == 2 and done.stderr.startswith("trtkit: parameter: got 'speed'")
     assert "Traceback" not in done.stderr
 
 
 def test_failing_cell_ends_in_exit_code_1_and_names_the_error(notebook, tmp_path):
-    done = run_cli("run", str(notebook), "--out", str(tmp_path / "out"), "-p", "count=9")
-    assert done.returncode == 1 and "AssertionError" in done.stderr and "Traceback" not in done.stderr
+    done = run_cli("lessons", "run", str(notebook), "--out", str(tmp_path / "out"), "-p", "count=9")
+    assert done.returncode == 1 and "code, cell 2: AssertionError" in done.stdout and "Traceback" not in done.stderr
 
 
 def test_demo_refuses_a_parameter_that_lesson_12_does_not_have(tmp_path, capsys):
@@ -106,8 +106,8 @@ def test_demo_refuses_a_parameter_that_lesson_12_does_not_have(tmp_path, capsys)
 def test_pages_show_formulas_and_need_no_network(notebook):
     written = nbformat.read(notebook, 4)
     written.cells.append(nbformat.v4.new_markdown_cell("A share $p$ of\n$$\\frac{1}{1-p}$$\ncosts 5 dollars"))
-    page = lessons._html(written)
-    assert page.count("<math") == 2 and "$p$" not in page and not re.search(r'<script[^>]*src="http', page)
+    shown = page.html(written)
+    assert shown.count("<math") == 2 and "$p$" not in shown and not re.search(r'<script[^>]*src="http', shown)
 
 
 def test_video_on_the_command_line_is_found_from_the_shells_folder(tmp_path, monkeypatch):

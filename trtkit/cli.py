@@ -1,4 +1,4 @@
-"""The command line: `trtkit demo`, `run`, `train`, `evaluate`, `datasets`.
+"""The command line: `trtkit demo`, `lessons`, `train`, `evaluate`, `datasets`.
 
 A mistake of the user's ends in one line that says what to do, and exit code 2; anything else is a defect and shows its
 traceback.
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from trtkit import lessons
+from trtkit import cli_lessons, lessons
 
 WEIGHTS_NAME = "yolov3_w025.safetensors"
 CLIP_SEED, CLIP_FRAMES, CLIP_FPS = 33, 500, 25.0
@@ -20,9 +20,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0 when it did what it says, 1 when a notebook failed, 2 for bad input."""
     args = _parser().parse_args(argv)
     try:
-        args.command(args)
+        return args.command(args) or 0
     except (FileNotFoundError, OSError, ValueError) as e:
         sys.stderr.write(f"trtkit: {e}\n")
+        return 2
+    except ModuleNotFoundError as e:
+        if e.name != "torch":
+            raise
+        sys.stderr.write("trtkit: this command needs PyTorch; pip install --editable '.[torch]'\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("trtkit: stopped by Ctrl-C\n")
@@ -32,7 +37,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         sys.stderr.write(f"trtkit: the notebook failed: {e.ename}: {e.evalue}\n")
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,11 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebook")
     demo.set_defaults(command=_demo)
 
-    run = commands.add_parser("run", help="execute notebooks and write their pages")
-    run.add_argument("notebook", nargs="+", help="for example 00_setup or notebooks/00_setup.ipynb")
-    run.add_argument("--out", type=Path, default=lessons.BUILD)
-    run.add_argument("-p", action="append", default=[], metavar="NAME=VALUE")
-    run.set_defaults(command=_run)
+    cli_lessons.add(commands)
 
     train = commands.add_parser("train", help="train the detector from scratch on rendered scenes")
     train.add_argument("out", type=Path, help=f"weights to write, for example {WEIGHTS_NAME}")
@@ -65,9 +65,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("weights", type=Path)
     evaluate.set_defaults(command=_evaluate)
 
-    datasets = commands.add_parser("datasets", help="draw the sample clip again and write the manifest")
+    datasets = commands.add_parser("datasets", help="write sample clip, ready-made graph and manifest again")
     datasets.set_defaults(command=_datasets)
+
+    doctor = commands.add_parser("doctor", help="what this machine can run, why not the rest, and what to do about it")
+    doctor.add_argument("--json", action="store_true", help="one JSON object with all facts")
+    doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from trtkit import doctor
+
+    facts = doctor.gather()
+    findings = doctor.examine(facts)
+    sys.stdout.write((doctor.as_json(facts, findings) if args.json else doctor.report(findings)) + "\n")
+    return int(doctor.has_errors(findings))
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -78,13 +91,6 @@ def _demo(args: argparse.Namespace) -> None:
     page = lessons.run_notebook(lessons.NOTEBOOKS / "12_realtime_detection.ipynb", out, parameters)
     sys.stdout.write(json.loads((out / "demo.json").read_text())["table"] + "\n")
     sys.stdout.write(f"page:  {page}\nvideo: {out / 'demo.mp4'}\n")
-
-
-def _run(args: argparse.Namespace) -> None:
-    parameters = dict(map(lessons.parse_parameter, args.p))
-    for name in args.notebook:
-        path = Path(name) if name.endswith(".ipynb") else lessons.NOTEBOOKS / f"{name}.ipynb"
-        sys.stdout.write(f"{lessons.run_notebook(path, args.out, parameters)}\n")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -103,21 +109,22 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from trtkit import data, engine, evaluate, export, models
+    from trtkit import data, engine, evaluate, weights
 
-    graph = export.export_onnx(models.load_weights(args.weights), lessons.BUILD / "evaluate.onnx")
+    graph = weights.to_graph(args.weights, lessons.BUILD / "evaluate.onnx")
     with engine.load(engine.build(graph)) as runner:
         accuracy = evaluate.score(runner, data.load_split("test"))
     sys.stdout.write(f"mAP50 {accuracy.map50:.4f}  mAP50-95 {accuracy.map50_95:.4f}  {accuracy.per_class}\n")
 
 
 def _datasets(args: argparse.Namespace) -> None:
-    """Write `datasets/clip.mp4`, its ground truth, and the manifest of every file there."""
+    """Write `datasets/clip.mp4`, its ground truth, the ready-made graph, and the manifest of every file there."""
     import cv2
 
     from trtkit import data, scenes, writer
     from trtkit.progress import bar
 
+    _write_structure()
     truth = []
     with writer.VideoWriter(data.DATASETS / "clip.mp4", CLIP_FPS, (640, 480), encoder=CLIP_ENCODER) as clip:
         film = scenes.clip(CLIP_SEED, CLIP_FRAMES, fps=CLIP_FPS, condition="day")
@@ -134,6 +141,19 @@ def _datasets(args: argparse.Namespace) -> None:
     files = {n: data.file_entry(n) for n in names if not n.endswith((".md", "manifest.json"))}
     manifest = {"test_split": {"sha256": split, "opencv": cv2.__version__}, "files": files}
     (data.DATASETS / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _write_structure() -> None:
+    """Trained weights, since the exporter merges initializers that are equal, such as the zero biases of fresh ones."""
+    import onnx
+
+    from trtkit import data, export, models, weights
+
+    model = models.load_weights(data.DATASETS / "weights" / WEIGHTS_NAME)
+    exported = onnx.load(export.export_onnx(model, lessons.BUILD / "structure.onnx"))
+    path = data.DATASETS / weights.STRUCTURE
+    path.parent.mkdir(exist_ok=True)
+    onnx.save(weights.structure(exported), path)
 
 
 def _one_decimal(x: float) -> float:

@@ -1,40 +1,80 @@
-"""Run notebooks as tests: papermill, with parameters that must exist. The course's CI and `make demo` call it."""
+"""Run one notebook as a test: papermill, with parameters that must exist. `trtkit.course` runs many of them."""
 
 import ast
 import contextlib
-import os
-import re
+import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
-from trtkit.files import replacing
+from trtkit import kernel
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 BUILD = NOTEBOOKS.parent / "build"
 CELL_TIMEOUT_S = 300
+NOTEBOOK_TIMEOUT_S = 900
+
+
+def read_cells(notebook: Path) -> list[dict]:
+    """Cells of an .ipynb file as plain dictionaries, `source` as one text; nbformat takes two seconds to import.
+
+    Raises:
+        FileNotFoundError: no such notebook.
+        ValueError: it is no notebook of format 4.
+    """
+    if not Path(notebook).is_file():
+        names = sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))
+        raise FileNotFoundError(f"notebook: got {notebook}, expected one of {names}")
+    try:
+        cells = json.loads(Path(notebook).read_bytes())["cells"]
+        return [{"metadata": {}, "outputs": [], **cell, "source": "".join(cell["source"])} for cell in cells]
+    except (ValueError, KeyError, TypeError) as e:
+        reason = f"{type(e).__name__}: {e}"
+        raise ValueError(f"notebook: {Path(notebook).name} cannot be read ({reason}); restore it with git") from e
+
+
+def tags(cell: dict) -> list[str]:
+    """Of a cell of `read_cells`."""
+    return cell["metadata"].get("tags", [])
+
+
+def default_parameters(notebook: Path) -> dict[str, object]:
+    """Names of a notebook's parameters with their defaults; the source text where a default is no literal.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_cells`.
+        ValueError: no cell tagged `parameters`, nothing in it, or it is no Python.
+    """
+    name = Path(notebook).name
+    found = [c["source"] for c in read_cells(notebook) if "parameters" in tags(c)]
+    try:
+        statements = ast.parse(found[0]).body if found else []
+    except SyntaxError as e:
+        where = f"line {e.lineno} of its parameters cell"
+        raise ValueError(f"notebook: {name}, {where}: {e.msg}; expected name = value") from e
+    defaults = {}
+    for statement in statements:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name) and statement.value is not None:
+                defaults[target.id] = _literal(ast.unparse(statement.value))
+    if not defaults:
+        raise ValueError(f"notebook: {name} has no parameters; expected a cell tagged `parameters` with name = value")
+    return defaults
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
     """Refuse parameters that the notebook does not have; papermill itself only warns.
 
     Raises:
-        FileNotFoundError: no such notebook.
-        ValueError: not a notebook, no `parameters` cell, an unknown name, or text where the default is a boolean.
+        FileNotFoundError, ValueError: see `default_parameters`.
+        ValueError: an unknown name, or text where the default is a boolean.
     """
-    import papermill
-
-    if not Path(notebook).is_file():
-        names = sorted(p.name for p in NOTEBOOKS.glob("*.ipynb"))
-        raise FileNotFoundError(f"notebook: got {notebook}, expected one of {names}")
-    try:
-        known = papermill.inspect_notebook(str(notebook))
-    except Exception as e:              # papermill passes on whatever nbformat and json raise
-        raise ValueError(f"notebook: {Path(notebook).name} cannot be read ({e}); restore it with git checkout") from e
-    if not known:
-        raise ValueError(f"notebook: {Path(notebook).name} has no parameters; expected a cell tagged `parameters`")
+    known = default_parameters(notebook)
     for name, value in parameters.items():
         if name not in known:
             raise ValueError(f"parameter: got {name!r}, expected one of {sorted(known)} of {Path(notebook).name}")
-        if known[name]["default"] in ("True", "False") and not isinstance(value, bool):
+        if isinstance(known[name], bool) and not isinstance(value, bool):
             raise ValueError(f"parameter {name}: got {value!r}, expected True or False; the text 'false' would be true")
 
 
@@ -42,7 +82,7 @@ def parse_parameter(text: str) -> tuple[str, object]:
     """"name=value" from a command line; the value is a Python literal, or text where it is none.
 
     Raises:
-        ValueError: no "=", or "true"/"false" in lower case.
+        ValueError: no "=", "true"/"false" in lower case, or a literal that JSON does not know.
     """
     name, sign, value = text.partition("=")
     if not sign or not name:
@@ -50,21 +90,39 @@ def parse_parameter(text: str) -> tuple[str, object]:
     if value in ("true", "false"):
         raise ValueError(f"parameter {name}: got {value!r}, expected True or False")
     try:
-        return name, ast.literal_eval(value)
+        return name, json.loads(json.dumps(_literal(value), allow_nan=False))
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"parameter {name}: got {value!r}, expected a finite number, text, True, False, None, "
+                         "a list or a dict of these") from e
+
+
+def _literal(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return name, value
+        return text
 
 
 def run_notebook(
-    notebook: Path, out_dir: Path = BUILD, parameters: dict | None = None, *, progress: bool = True
+    notebook: Path,
+    out_dir: Path = BUILD,
+    parameters: dict | None = None,
+    *,
+    progress: bool = True,
+    cell_timeout_s: int = CELL_TIMEOUT_S,
+    on_cell: Callable[[int], None] | None = None,
+    on_kernel: Callable[[int], None] | None = None,
 ) -> Path:
-    """Execute a notebook from top to bottom and write it, with its outputs, as .ipynb and .html.
+    """Execute a notebook from top to bottom and write it, with its outputs, as .ipynb and .html, also when it fails.
 
     Args:
         notebook: the .ipynb file; it runs in its own folder, as in JupyterLab.
         out_dir: where to; made if it is not there.
         parameters: values for its `parameters` cell.
         progress: show a bar over its cells.
+        cell_timeout_s: of one cell.
+        on_cell: called with the position, from 1, of each cell that starts.
+        on_kernel: called with the process id of the kernel, which leads a process group of its own.
 
     Returns:
         Path of the .html.
@@ -72,42 +130,51 @@ def run_notebook(
     Raises:
         FileNotFoundError, ValueError: see `check_parameters`.
         OSError: `out_dir` cannot be written.
-        papermill.PapermillExecutionError: a cell failed; the .ipynb shows which.
+        papermill.PapermillExecutionError: a cell failed; the page shows which.
+        nbclient.exceptions.CellTimeoutError, DeadKernelError: as they say.
     """
-    import nbformat
-    import papermill
-
-    notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
-    parameters = parameters or {}
+    notebook, parameters = Path(notebook).resolve(), parameters or {}
     check_parameters(notebook, parameters)
-    _require_writable(out_dir)
-    executed = out_dir / notebook.name
-    os.environ["TRTKIT_HEADLESS"] = "1"         # the kernel inherits it: a page keeps no moving bars
-    papermill.execute_notebook(
-        str(notebook), str(executed), parameters, cwd=str(notebook.parent), progress_bar=progress,
-        execution_timeout=CELL_TIMEOUT_S, kernel_name="python3",
-    )
-    page = executed.with_suffix(".html")
-    with replacing(page) as temporary:
-        temporary.write_text(_html(nbformat.read(executed, 4)))
-    return page
+    executed = output_path(notebook, out_dir)
+    require_writable(executed.parent)
+    manager = kernel.start(notebook.parent)
+    try:
+        if on_kernel:
+            on_kernel(manager.provisioner.pid)
+        from trtkit import executor, page  # two seconds, while the kernel starts on another core
+
+        warm_up = threading.Thread(target=page.warm_up, daemon=True)
+        warm_up.start()                     # two more, while the kernel runs the first cells
+        try:
+            executor.execute(notebook, executed, parameters, cell_timeout_s=cell_timeout_s, progress=progress,
+                             manager=manager, on_cell=on_cell)
+        finally:
+            warm_up.join()
+            if executed.is_file():          # not where the disk is full
+                page.write(executed, executed.with_suffix(".html"))
+    finally:
+        kernel.stop(manager)
+    return executed.with_suffix(".html")
 
 
-def _html(notebook) -> str:
-    """A page that needs no network: nbconvert would fetch MathJax, so formulas become MathML, which browsers read."""
-    from latex2mathml.converter import convert
-    from nbconvert import HTMLExporter
+def output_path(notebook: Path, out_dir: Path) -> Path:
+    """Where the executed notebook goes.
 
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            text = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(m[1], display="block"), cell.source, flags=re.S)
-            cell.source = re.sub(r"\$([^$\n]+)\$", lambda m: convert(m[1]), text)
-    html, _ = HTMLExporter().from_notebook_node(notebook)
-    return re.sub(r'<script[^>]*src="https?://[^>]*>\s*</script>', "", html)
+    Raises:
+        ValueError: it would overwrite the lesson.
+    """
+    executed = Path(out_dir).resolve() / Path(notebook).name
+    if executed == Path(notebook).resolve():
+        raise ValueError(f"out: got {out_dir}, where the lessons are; expected another folder, or {notebook} is lost")
+    return executed
 
 
-def _require_writable(folder: Path) -> None:
-    """Find out before minutes of work are spent: try to write a file."""
+def require_writable(folder: Path) -> None:
+    """Find out before minutes of work are spent: try to write a file.
+
+    Raises:
+        OSError: with what to do.
+    """
     probe = folder / ".write_test"
     try:
         folder.mkdir(parents=True, exist_ok=True)
