@@ -16,7 +16,7 @@ LAYERS = {
     1: {"models", "train", "export", "qdq", "data", "weights"},
     2: {"engine", "backend_ort"},
     3: {"evaluate", "draw", "sources", "writer", "video"},
-    4: {"plots", "bounds", "check", "shape", "edition", "grade", "skeleton", "lessons", "executor", "kernel", "page",
+    4: {*(p.stem for p in PACKAGE.glob("plots*.py")), "bounds", "check", "shape", "edition", "grade", "skeleton", "lessons", "executor", "kernel", "page",
         "worker", "job", "course", "causes", "report", "report_page", "doctor", "cli_lessons", "cli", "__main__",
         "__init__", *(p.stem for p in PACKAGE.glob("exercises_*.py"))},
 }
@@ -25,7 +25,7 @@ ONLY_IN = {
     "tensorrt": {"backend_trt"},
     "pycuda": {"cuda"},
     "onnxruntime": {"backend_ort"},
-    "matplotlib": {"plots"},
+    "matplotlib": {p.stem for p in PACKAGE.glob("plots*.py")},
     "ipywidgets": {"monitor"},
     "av": {"sources", "writer"},
 }
