@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "trtkit"
+PLOTS = {p.stem for p in PACKAGE.glob("plots*.py")}
 LAYERS = {
     0: {"quant", "calib", "yolo", "files", "progress",
         "machine", "nvidia", "packages", "diagnose", "diagnose_gpu", "diagnose_packages",
@@ -16,7 +17,7 @@ LAYERS = {
     1: {"models", "train", "export", "qdq", "data", "weights"},
     2: {"engine", "backend_ort"},
     3: {"evaluate", "draw", "sources", "writer", "video"},
-    4: {*(p.stem for p in PACKAGE.glob("plots*.py")), "bounds", "check", "shape", "edition", "grade", "skeleton", "lessons", "executor", "kernel", "page",
+    4: {*PLOTS, "bounds", "check", "shape", "edition", "grade", "skeleton", "lessons", "executor", "kernel", "page",
         "worker", "job", "course", "causes", "report", "report_page", "doctor", "cli_lessons", "cli", "__main__",
         "__init__", *(p.stem for p in PACKAGE.glob("exercises_*.py"))},
 }
@@ -25,7 +26,7 @@ ONLY_IN = {
     "tensorrt": {"backend_trt"},
     "pycuda": {"cuda"},
     "onnxruntime": {"backend_ort"},
-    "matplotlib": {p.stem for p in PACKAGE.glob("plots*.py")},
+    "matplotlib": PLOTS,
     "ipywidgets": {"monitor"},
     "av": {"sources", "writer"},
 }
