@@ -41,6 +41,14 @@ def test_answers_that_are_there_are_never_overwritten(tmp_path, nbgrader):
     assert [p.name for p in tmp_path.iterdir()] == [LESSONS[1].name]
 
 
+def test_lessons_that_are_missing_or_broken_are_named_before_anything_is_written(tmp_path):
+    (tmp_path / "01_bad.ipynb").write_text("{")
+    for bad, error in (("99_none.ipynb", FileNotFoundError), ("01_bad.ipynb", ValueError)):
+        with pytest.raises(error, match=bad.removesuffix(".ipynb")):
+            edition.write(tmp_path / "out", [*LESSONS, tmp_path / bad])
+    assert not (tmp_path / "out").exists()
+
+
 def test_figures_come_along(tmp_path):
     source = tmp_path / "course"
     (source / "figures").mkdir(parents=True)

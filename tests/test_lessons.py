@@ -7,6 +7,7 @@ import sys
 
 import nbformat
 import pytest
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
 from trtkit import cli, lessons, page
@@ -95,6 +96,20 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(notebook, tmp_path):
 def test_failing_cell_ends_in_exit_code_1_and_names_the_error(notebook, tmp_path):
     done = run_cli("lessons", "run", str(notebook), "--out", str(tmp_path / "out"), "-p", "count=9")
     assert done.returncode == 1 and "code, cell 2: AssertionError" in done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(DeadKernelError("Kernel died"), "DeadKernelError: Kernel died; it crashed"),
+     (CellTimeoutError("A cell timed out"), "CellTimeoutError: A cell timed out Make it shorter")],
+)
+def test_demo_whose_kernel_dies_or_hangs_ends_in_one_line_and_exit_code_1(monkeypatch, capsys, error, line):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(lessons, "run_notebook", fail)
+    assert cli.main(["demo"]) == 1
+    assert capsys.readouterr().err.startswith(f"trtkit: the notebook failed: {line}")
 
 
 def test_demo_refuses_a_parameter_that_lesson_12_does_not_have(tmp_path, capsys):

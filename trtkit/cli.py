@@ -1,4 +1,4 @@
-"""The command line: `trtkit demo`, `lessons`, `train`, `evaluate`, `datasets`.
+"""The command line: `trtkit demo`, `lessons`, `doctor`, `train`, `evaluate`, `datasets`.
 
 A mistake of the user's ends in one line that says what to do, and exit code 2; anything else is a defect and shows its
 traceback.
@@ -9,10 +9,12 @@ import json
 import sys
 from pathlib import Path
 
-from trtkit import cli_lessons, lessons
+from trtkit import causes, cli_lessons, lessons
 
 WEIGHTS_NAME = "yolov3_w025.safetensors"
 CLIP_SEED, CLIP_FRAMES, CLIP_FPS = 33, 500, 25.0
+# Of papermill and nbclient, by name: importing their classes takes a second. CellTimeoutError is an OSError too.
+NOTEBOOK_ERRORS = {"PapermillExecutionError", "DeadKernelError", "CellTimeoutError"}
 CLIP_ENCODER = {"preset": "veryslow", "crf": "25"}      # at most 1.5 MB for 20 s
 
 
@@ -21,22 +23,21 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.command(args) or 0
-    except (FileNotFoundError, OSError, ValueError) as e:
-        sys.stderr.write(f"trtkit: {e}\n")
-        return 2
-    except ModuleNotFoundError as e:
-        if e.name != "torch":
-            raise
-        sys.stderr.write("trtkit: this command needs PyTorch; pip install --editable '.[torch]'\n")
-        return 2
     except KeyboardInterrupt:
         sys.stderr.write("trtkit: stopped by Ctrl-C\n")
         return 130
     except Exception as e:
-        if type(e).__name__ != "PapermillExecutionError":       # importing papermill for its class takes a second
+        if type(e).__name__ in NOTEBOOK_ERRORS:
+            name, text = (e.ename, e.evalue) if hasattr(e, "ename") else (type(e).__name__, str(e))
+            sys.stderr.write(f"trtkit: the notebook failed: {causes.first_line(name, text)}\n")
+            return 1
+        if isinstance(e, ModuleNotFoundError) and e.name == "torch":
+            sys.stderr.write("trtkit: this command needs PyTorch; pip install --editable '.[torch]'\n")
+        elif isinstance(e, OSError | ValueError):
+            sys.stderr.write(f"trtkit: {e}\n")
+        else:
             raise
-        sys.stderr.write(f"trtkit: the notebook failed: {e.ename}: {e.evalue}\n")
-        return 1
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

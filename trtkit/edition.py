@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from trtkit.files import replacing
+from trtkit.lessons import read_cells
 from trtkit.shape import code_cells, tags
 
 
@@ -50,11 +51,14 @@ def write(out_dir: Path, notebooks: list[Path], *, nbgrader: bool = False) -> li
         The files written.
 
     Raises:
+        FileNotFoundError, ValueError: no such lesson, or it cannot be read.
         FileExistsError: a lesson is there already; it may hold a student's answers.
     """
     import nbformat
 
     out_dir = Path(out_dir)
+    for path in notebooks:
+        read_cells(path)                        # what cannot be read is named before anything is written
     targets = {path: out_dir / path.name for path in notebooks}
     for target in targets.values():
         if target.exists():
