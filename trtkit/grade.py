@@ -100,7 +100,8 @@ def write(results: list[Result], path: Path) -> None:
 def as_table(results: list[Result]) -> str:
     """The results as text, a line each, the score below."""
     rows = [{"lesson": r.lesson, "exercise": r.exercise, "result": r.status, "s": f"{r.seconds:.1f}",
-             "": "" if r.status == "right" else r.message.replace("\n", " ")} for r in results]
+             "why": "" if r.status == "right" else " ".join(r.message.removeprefix(f"{r.exercise}: ").split())}
+            for r in results]
     return check.table(rows, f"{sum(r.status == 'right' for r in results)} of {len(results)} right")
 
 
