@@ -82,22 +82,37 @@ def test_nbgrader_validates_the_lessons_as_they_are(tmp_path):
     assert "Success" in nbgrader("validate", path.name, cwd=tmp_path)
 
 
-def test_nbgrader_makes_an_assignment_and_grades_it(tmp_path):
-    """source -> release -> a submission with one right and one wrong answer -> 1 of 2 points."""
-    (tmp_path / "nbgrader_config.py").write_text("c = get_config()\nc.CourseDirectory.course_id = 'trtkit'\n")
-    edition.write(tmp_path / "source" / "setup", LESSONS[:1], nbgrader=True)
-    nbgrader("generate_assignment", "setup", cwd=tmp_path)
-    released = read(tmp_path / "release" / "setup" / LESSONS[0].name)
+@pytest.fixture(scope="module")
+def assignment(tmp_path_factory):
+    """A course folder in which nbgrader made the students' version of every lesson, without a complaint."""
+    folder = tmp_path_factory.mktemp("nbgrader")
+    (folder / "nbgrader_config.py").write_text("c = get_config()\nc.CourseDirectory.course_id = 'trtkit'\n")
+    edition.write(folder / "source" / "course", LESSONS, nbgrader=True)
+    nbgrader("generate_assignment", "course", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_nbgrader_makes_stubs_of_every_lesson(assignment, path):
+    released = read(assignment / "release" / "course" / path.name)
     stubs = [c for c in released.cells if "exercise" in tags(c)]
+    assert len(stubs) >= 2
     assert all("raise NotImplementedError()" in c.source and "SOLUTION" not in c.source for c in stubs)
+
+
+def test_nbgrader_grades_a_submission(assignment):
+    """One right and one wrong answer give 1 of 2 points."""
+    released = read(assignment / "release" / "course" / LESSONS[0].name)
+    stubs = [c for c in released.cells if "exercise" in tags(c)]
     stubs[0].source = "def images_per_s(batch, latency_ms):\n    return 1000 * batch / latency_ms"
     stubs[1].source = "def grid_boxes(size):\n    return 10647"
     for cell in code_cells(released.cells):         # the lesson itself was tested above; here only the exercises run
         if "nbgrader" not in cell.metadata:
             cell.source = "from trtkit import check" if cell.source.startswith("import") else ""
-    submitted = tmp_path / "submitted" / "ada" / "setup" / LESSONS[0].name
+    submitted = assignment / "submitted" / "ada" / "course" / LESSONS[0].name
     submitted.parent.mkdir(parents=True)
     nbformat.write(released, submitted)
-    nbgrader("autograde", "setup", cwd=tmp_path)
-    nbgrader("export", "--to", "grades.csv", cwd=tmp_path)
-    assert ",1.0,2.0" in (tmp_path / "grades.csv").read_text()
+    nbgrader("autograde", "course", cwd=assignment)
+    nbgrader("export", "--to", "grades.csv", cwd=assignment)
+    exercises = sum("exercise" in tags(c) for path in LESSONS for c in read(path).cells)
+    assert f",1.0,{float(exercises)}" in (assignment / "grades.csv").read_text()
