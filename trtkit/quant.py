@@ -1,11 +1,12 @@
-"""Real numbers in 8 bits. Lesson 02.
+"""Real numbers in 8 bits, or fewer. Lesson 02.
 
 quantize:    q = clip(round(x / scale) + zero_point, qmin, qmax)         round half to even
 dequantize:  x' = (q - zero_point) * scale
 
 Symmetric INT8 (weights everywhere, activations for TensorRT): scale = amax / 127, zero_point 0, range [-127, 127];
--128 stays unused, so that negating a tensor negates its codes.
+-128 stays unused, so that negating a tensor negates its codes. INT4: amax / 7, range [-7, 7].
 Affine UINT8 (activations for the CPU): scale = (high - low) / 255, zero_point = round(-low / scale).
+How many values share a scale is `granularity`'s matter. Codes below 8 bits are kept one a byte: NumPy has no INT4.
 Source: Jacob et al. 2018, section 2.1; NVIDIA TensorRT developer guide, "Working with Quantized Types".
 """
 
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trtkit.granularity import require_finite, spread
+
 
 @dataclass(frozen=True)
 class QParams:
     """How a tensor is stored.
 
-    Shapes: `scale` float32 and `zero_point` integer, both () per tensor or (C,) per channel along `axis`.
+    Shapes: `scale` float32 and `zero_point` integer, both () per tensor, (C,) per channel along `axis`, or per group of
+    `group_size` values along `axis` like the tensor itself, with `shape[axis] / group_size` there.
     """
 
     scale: np.ndarray
@@ -26,19 +30,19 @@ class QParams:
     qmin: int
     qmax: int
     axis: int | None = None
+    group_size: int | None = None
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the codes: int8 where qmin is negative, else uint8."""
+        """Of the codes: int8 where qmin is negative, else uint8. INT4 and UINT4 codes take a whole byte each."""
         return np.dtype(np.int8 if self.qmin < 0 else np.uint8)
 
 
-def _require_finite(x: np.ndarray, what: str) -> None:
-    fits = np.abs(x) <= np.finfo(np.float32).max            # False for NaN; scales and values are kept in float32
-    if not fits.all():
-        bad = int(np.flatnonzero(~fits)[0])
-        raise ValueError(f"{what}[{bad}]: got {np.asarray(x).flat[bad]}, expected finite float32 values; clean the "
-                         "tensor or drop the batch")
+def require_bits(bits: int) -> int:
+    """`bits`, or a ValueError where it is no whole number from 2 to 8."""
+    if not isinstance(bits, int | np.integer) or not 2 <= bits <= 8:
+        raise ValueError(f"bits: got {bits!r}, expected a whole number from 2 to 8")
+    return int(bits)
 
 
 def _safe_scale(scale: np.ndarray) -> np.ndarray:
@@ -48,86 +52,105 @@ def _safe_scale(scale: np.ndarray) -> np.ndarray:
     return np.where(scale > 0, np.maximum(scale, np.finfo(np.float32).tiny), 1.0).astype(np.float32)
 
 
-def symmetric_qparams(amax: np.ndarray | float, *, axis: int | None = None) -> QParams:
-    """INT8 with zero_point 0 and scale = amax / 127.
+def _require_shape(values: np.ndarray, what: str, axis: int | None, group_size: int | None) -> None:
+    require_finite(values, what)
+    fits = values.ndim == (axis is not None) if group_size is None else axis is not None and values.ndim >= 1
+    if not fits:
+        raise ValueError(f"{what}: got shape {values.shape} with axis={axis}, group_size={group_size}, expected () "
+                         "without an axis, (C,) with one, or the tensor's rank with both; see granularity.reduce_range")
+
+
+def symmetric_qparams(
+    amax: np.ndarray | float, *, axis: int | None = None, group_size: int | None = None, bits: int = 8
+) -> QParams:
+    """Signed codes with zero_point 0 and scale = amax / (2^(bits-1) - 1), which is amax / 127 for INT8.
 
     Args:
-        amax: largest magnitude to represent, >= 0; () per tensor or (C,) per channel.
-        axis: of the channels, for (C,).
+        amax: largest magnitude to represent, >= 0; () per tensor, (C,) per channel, or the tensor's rank per group:
+            `granularity.reduce_amax(x, axis=axis, group_size=group_size)`.
+        axis: of the channels, or the one that groups run along.
+        group_size: values that share a scale along `axis`.
+        bits: 2 to 8.
 
     Returns:
-        Parameters with range [-127, 127]. Where amax is 0 the scale is 1.
+        Parameters with range [-127, 127] for INT8, [-7, 7] for INT4. Where amax is 0 the scale is 1.
 
     Raises:
         ValueError: amax is negative, NaN, infinite or beyond float32, or its shape does not fit `axis`.
     """
     amax = np.asarray(amax, np.float64)
-    _require_finite(amax, "amax")
-    if amax.ndim != (axis is not None):
-        raise ValueError(f"amax: got shape {amax.shape} with axis={axis}, expected () without an axis or (C,) with one")
+    _require_shape(amax, "amax", axis, group_size)
     if (amax < 0).any():
-        raise ValueError(f"amax: got {amax.min()}, expected a magnitude >= 0; take np.abs(x).max()")
-    return QParams(_safe_scale(amax / 127), np.zeros(amax.shape, np.int8), -127, 127, axis)
+        raise ValueError(f"amax: got {amax.min()}, expected a magnitude >= 0; take granularity.reduce_amax(x)")
+    qmax = 2 ** (require_bits(bits) - 1) - 1
+    return QParams(_safe_scale(amax / qmax), np.zeros(amax.shape, np.int8), -qmax, qmax, axis, group_size)
 
 
-def affine_qparams(low: float, high: float) -> QParams:
-    """UINT8 whose 256 codes span [low, high], widened so that 0 is one of them.
+def affine_qparams(
+    low: np.ndarray | float, high: np.ndarray | float, *, axis: int | None = None, group_size: int | None = None,
+    bits: int = 8, signed: bool = False,
+) -> QParams:
+    """All 2^bits codes, spread over [low, high], which is widened so that 0 is one of them.
 
     Zero must be exact: padding and ReLU write it, and an error there is a bias on every layer behind.
 
     Args:
-        low: smallest value to represent.
-        high: largest value to represent, >= low.
+        low: smallest value to represent; shapes as in `symmetric_qparams`, from `granularity.reduce_range`.
+        high: largest value to represent, >= low, same shape.
+        axis: of the channels, or the one that groups run along.
+        group_size: values that share a scale along `axis`.
+        bits: 2 to 8.
+        signed: codes from -2^(bits-1) instead of 0.
 
     Returns:
-        Parameters with range [0, 255], per tensor.
+        Parameters with range [0, 255] for UINT8, [-128, 127] for signed INT8. Where low and high are 0 the scale is 1.
 
     Raises:
-        ValueError: high < low, or either is NaN, infinite or beyond float32.
+        ValueError: high < low, either is NaN, infinite or beyond float32, or their shapes do not fit.
     """
-    low, high = float(low), float(high)         # float32 numbers would overflow in high - low
-    _require_finite(np.array([low, high]), "low, high")
-    if high < low:
-        raise ValueError(f"low, high: got {low}, {high}, expected low <= high")
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = _safe_scale((high - low) / 255)
-    return QParams(scale, np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8), 0, 255)
-
-
-def _along_axis(values: np.ndarray, q: QParams, ndim: int) -> np.ndarray:
-    if q.axis is None:
-        return values
-    shape = [1] * ndim
-    shape[q.axis] = -1
-    return values.reshape(shape)
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)      # high - low may be beyond float32
+    if low.shape != high.shape:
+        raise ValueError(f"low, high: got shapes {low.shape} and {high.shape}, expected the same")
+    for end in (low, high):
+        _require_shape(end, "low, high", axis, group_size)
+    if (high < low).any():
+        bad = int(np.flatnonzero(high < low)[0])
+        raise ValueError(f"low, high: got {low.flat[bad]}, {high.flat[bad]}, expected low <= high")
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    codes = 2 ** require_bits(bits)
+    qmin = -codes // 2 if signed else 0
+    scale = _safe_scale((high - low) / (codes - 1))
+    zero_point = np.clip(np.rint(-low.astype(np.float32) / scale), 0, codes - 1) + qmin
+    dtype = np.int8 if signed else np.uint8
+    return QParams(scale, np.asarray(zero_point, dtype), qmin, qmin + codes - 1, axis, group_size)
 
 
 def quantize(x: np.ndarray, q: QParams) -> np.ndarray:
     """Codes of x.
 
     Args:
-        x: any shape, float, finite; q.axis must exist and have one channel per scale.
+        x: any shape, float, finite; q.axis must exist and have one channel, or one group, per scale.
         q: the parameters.
 
     Returns:
         Same shape, `q.dtype`, in [qmin, qmax]; values out of range saturate.
 
     Raises:
-        ValueError: x holds NaN or infinity, or its channels do not match the parameters.
+        ValueError: x holds NaN or infinity, or its shape does not match the parameters.
     """
     x = np.asarray(x)
-    _require_finite(x, "x")
-    if q.axis is not None and (x.ndim <= q.axis or x.shape[q.axis] != q.scale.size):
-        raise ValueError(f"x: got shape {x.shape}, expected {q.scale.size} channels on axis {q.axis}; "
-                         "make the parameters from this tensor")
-    steps = np.rint(x.astype(np.float32) / _along_axis(q.scale, q, x.ndim))
-    return np.clip(steps + _along_axis(q.zero_point.astype(np.float32), q, x.ndim), q.qmin, q.qmax).astype(q.dtype)
+    require_finite(x, "x")
+    steps = np.rint(x.astype(np.float32) / spread(q.scale, x.shape, q.axis, q.group_size))
+    zero_point = spread(q.zero_point.astype(np.float32), x.shape, q.axis, q.group_size)
+    return np.clip(steps + zero_point, q.qmin, q.qmax).astype(q.dtype)
 
 
 def dequantize(codes: np.ndarray, q: QParams) -> np.ndarray:
-    """Values of codes: any shape, integer in, float32 out."""
-    zero_point = _along_axis(q.zero_point.astype(np.int32), q, codes.ndim)
-    return ((codes.astype(np.int32) - zero_point) * _along_axis(q.scale, q, codes.ndim)).astype(np.float32)
+    """Values of codes: any shape, integer in, float32 out. ValueError where the shape does not match the parameters."""
+    codes = np.asarray(codes)
+    zero_point = spread(q.zero_point.astype(np.int32), codes.shape, q.axis, q.group_size)
+    scale = spread(q.scale, codes.shape, q.axis, q.group_size)
+    return ((codes.astype(np.int32) - zero_point) * scale).astype(np.float32)
 
 
 def fake_quantize(x: np.ndarray, q: QParams) -> np.ndarray:
