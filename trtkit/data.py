@@ -33,7 +33,7 @@ MIN_SIDE_PX = 8
 ORIGINS = {
     "": "drawn by `trtkit datasets`",
     "graphs": "exported by `trtkit datasets`",
-    "results": "recorded by `trtkit train`",
+    "results": "recorded; its `command` says how",
     "weights": "trained by `trtkit train`",
 }
 MAX_OBJECTS = 24            # per training image, beyond any scene
