@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from trtkit import calib, quant
+from trtkit import calib, histogram
 from trtkit.calib import Histogram, Range
 
 # Powers of two sit on bin edges, where an off-by-one hides.
@@ -85,49 +85,6 @@ def test_percentile_meets_numpys_within_a_bin(rng):
     assert calib.amax_percentile(h, 100) == np.abs(x).max()
 
 
-def _brute_force_mse(x: np.ndarray, candidates: np.ndarray, levels: int = 127) -> np.ndarray:
-    """Error of every threshold on the raw samples, written without the histogram."""
-    errors = []
-    for a in candidates:
-        step = a / levels
-        errors.append(np.square(np.clip(np.round(x / step), -levels, levels) * step - x).mean())
-    return np.array(errors)
-
-
-def test_mse_threshold_is_as_good_as_a_search_over_the_raw_samples(rng):
-    x = rng.normal(size=200_000)
-    got = calib.amax_mse(_histogram([x.astype(np.float32)]))
-    candidates = np.abs(x).max() * np.arange(1, 257) / 256
-    errors = _brute_force_mse(x, candidates)
-    best = candidates[errors.argmin()]
-    # The minimum is flat, so the threshold may differ by a few candidates while the error may not differ by 0.5 %.
-    assert abs(got - best) <= 4 * candidates[0]
-    assert _brute_force_mse(x, np.array([got]))[0] <= errors.min() * 1.005
-
-
-def test_mse_threshold_of_a_gaussian_is_the_optimum_of_its_error_integral(rng):
-    """Independent of samples: minimise step^2 / 12 + 2 * integral from a of (t - a)^2 phi(t), which gives 4.0 sigma."""
-    t = np.linspace(0, 10, 40_001)
-    phi = np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi)
-    a = np.linspace(2, 6, 401)
-    clipping = np.array([2 * np.sum(np.maximum(t - v, 0) ** 2 * phi) * (t[1] - t[0]) for v in a])
-    theory = a[np.argmin((a / 127) ** 2 / 12 + clipping)]
-    assert theory == pytest.approx(3.92, abs=0.15)
-    h = _histogram([rng.normal(size=1_000_000).astype(np.float32)])
-    assert calib.amax_mse(h) == pytest.approx(theory, abs=0.15)
-
-
-def test_mse_clips_an_outlier_by_the_closed_form(rng):
-    """One value A among n: (A - a)^2 / n + a^2 / (12 * 127^2) is least at a = A / (1 + n / (12 * 127^2))."""
-    n, outlier = 500_000, 60.0
-    x = np.append(rng.normal(size=n), outlier).astype(np.float32)
-    h = _histogram([x])
-    assert calib.amax_mse(h) == pytest.approx(outlier / (1 + n / (12 * 127**2)), abs=2 * outlier / 256)
-    sqnr = [quant.sqnr_db(x[:-1], quant.fake_quantize(x[:-1], quant.symmetric_qparams(a)))
-            for a in (calib.amax_mse(h), calib.amax_max(h))]
-    assert sqnr[0] > sqnr[1] + 6
-
-
 @pytest.mark.parametrize("estimate", calib.ESTIMATORS.values(), ids=calib.ESTIMATORS.keys())
 def test_estimators_of_zeros_are_zero_and_of_nothing_raise(estimate):
     assert estimate(_histogram([np.zeros(10, np.float32)])) == 0
@@ -152,6 +109,29 @@ def test_a_bad_batch_is_refused_and_leaves_the_histogram_as_it_was(bad):
         h.collect(np.array([100.0, bad, 1.0], np.float32))
     np.testing.assert_array_equal(h.counts, before[0])
     assert (h.width, h.low, h.high) == before[1:]
+
+
+@pytest.mark.parametrize("x", [np.ones(3, np.int8), np.ones(3, bool), np.array(["a"]), np.full(2, 1e39)])
+def test_what_float32_cannot_hold_is_refused(x):
+    with pytest.raises(ValueError, match="expected"):
+        Histogram().collect(x)
+
+
+@pytest.mark.parametrize("x", [np.float32(-3.0), np.full((2, 3), 3.0, np.float16), np.array([0.0, 3.0], np.float32)])
+def test_one_element_or_a_constant_is_its_own_range(x):
+    h = _histogram([x])
+    for name, estimate in calib.ESTIMATORS.items():
+        assert estimate(h) == pytest.approx(3.0, rel=1e-3), name
+
+
+@given(BATCHES)
+def test_exact_zeros_are_counted(batches):
+    assert _histogram(batches).zeros == sum(int((x == 0).sum()) for x in batches)
+
+
+def test_a_tensor_larger_than_a_block_is_counted_like_its_parts(rng):
+    x = rng.normal(size=(3, histogram.BLOCK // 2)).astype(np.float32)
+    np.testing.assert_array_equal(_histogram([x]).counts, _histogram(list(x)).counts)
 
 
 @pytest.mark.parametrize("percentile", [0, -1, 100.1, float("nan")])
@@ -197,7 +177,7 @@ TABLE = {"images": Range(0.0, 1.0), "/stem/Conv_output_0": Range(-0.1, 7.1234567
 
 
 def _save(path):
-    calib.save_table(path, TABLE, graph_sha256="ab" * 32, method="mse", images=64)
+    calib.save_table(path, TABLE, graph_sha256="ab" * 32, calib_sha256="12" * 32, method="mse", images=64)
 
 
 def test_a_table_comes_back_exactly_and_no_temporary_file_stays(tmp_path):
@@ -205,7 +185,9 @@ def test_a_table_comes_back_exactly_and_no_temporary_file_stays(tmp_path):
     _save(path)
     assert calib.load_table(path, graph_sha256="ab" * 32) == TABLE
     assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
-    assert json.loads(path.read_text())["images"] == 64
+    body = json.loads(path.read_text())
+    assert (body["images"], body["method"]) == (64, "mse")
+    assert (body["graph_sha256"], body["calib_sha256"]) == ("ab" * 32, "12" * 32)
 
 
 def test_a_table_of_another_graph_is_refused(tmp_path):
@@ -214,16 +196,38 @@ def test_a_table_of_another_graph_is_refused(tmp_path):
         calib.load_table(tmp_path / "t.json", graph_sha256="cd" * 32)
 
 
+def test_a_table_of_another_calibration_set_is_refused(tmp_path):
+    _save(tmp_path / "t.json")
+    assert calib.load_table(tmp_path / "t.json", graph_sha256="ab" * 32, calib_sha256="12" * 32) == TABLE
+    with pytest.raises(ValueError, match=r"calibration set 121212121212.*343434343434"):
+        calib.load_table(tmp_path / "t.json", graph_sha256="ab" * 32, calib_sha256="34" * 32)
+
+
+@pytest.mark.parametrize("change", [{"images": 0}, {"graph_sha256": ""}, {"calib_sha256": ""}])
+def test_a_table_without_images_or_hashes_is_not_written(tmp_path, change):
+    arguments = {"graph_sha256": "ab", "calib_sha256": "12", "method": "max", "images": 1} | change
+    with pytest.raises(ValueError, match="both hashes"):
+        calib.save_table(tmp_path / "t.json", TABLE, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [Range(0, np.nan), Range(-np.inf, 1), Range(0.5, 1), Range(0, 1e39)])
+def test_a_table_with_a_range_that_makes_no_scale_is_not_written(tmp_path, bad):
+    with pytest.raises(ValueError, match="'conv3'"):
+        calib.save_table(tmp_path / "t.json", TABLE | {"conv3": bad}, graph_sha256="a", calib_sha256="b", method="max",
+                         images=1)
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not json", b"[]", b"null", b"3", b"\xff\xfe", b'{"tensors": 3, "graph_sha256": "a"}', b"{}",
-     b'{"tensors": {"x": {"low": 0}}, "graph_sha256": "a"}', b'{"tensors": {"x": {"low": "a", "high": 1}}}',
-     b'{"tensors": {"x": {"low": NaN, "high": 1}}, "graph_sha256": "a"}',
-     b'{"tensors": {"x": {"low": 3, "high": 1}}, "graph_sha256": "a"}', b'{"tensors": {}, "graph_sha256": 5}'],
+    [b"", b"not json", b"[]", b"null", b"3", b"\xff\xfe", b"{}", b'{"tensors": 3, %s}', b'{"tensors": {}}',
+     b'{"tensors": {"x": {"low": 0}}, %s}', b'{"tensors": {"x": {"low": "a", "high": 1}}, %s}',
+     b'{"tensors": {"x": {"low": NaN, "high": 1}}, %s}', b'{"tensors": {"x": {"low": 3, "high": 1}}, %s}',
+     b'{"tensors": {}, "graph_sha256": 5, "calib_sha256": "b"}', b'{"tensors": {}, "graph_sha256": "a"}'],
 )  # fmt: skip
 def test_a_broken_table_is_refused_with_its_path(tmp_path, content):
     path = tmp_path / "broken.json"
-    path.write_bytes(content)
+    path.write_bytes(content.replace(b"%s", b'"graph_sha256": "a", "calib_sha256": "b"'))
     with pytest.raises(ValueError, match=r"broken\.json"):
         calib.load_table(path, graph_sha256="a")
 

@@ -1,181 +1,105 @@
-"""Which range loses least? Lesson 03.
+"""From calibration images to a table of ranges. Lesson 03.
 
-A range that is too wide wastes codes, one that is too narrow clips. Activations are seen as a histogram of |x|, made
-once over the calibration images; each estimator reads a threshold amax off the same histogram:
-    amax_max         the largest value seen: nothing clips
-    amax_percentile  a given share of all values lies below
-    amax_mse         least mean squared error of 8-bit fake quantization
-Left out so far: the entropy estimator.
+A range that is too wide wastes codes, one that is too narrow clips. The network runs over the calibration images once,
+`collect` keeps a histogram of |x| of each tensor, and `ranges` reads every threshold off it:
+    histogram    what values a tensor takes          calib_table  the ranges as JSON, with the hashes they belong to
+    estimators   which threshold loses least         calib_state  going on after an interruption
 """
 
-import json
-import math
+import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from trtkit.files import replacing
+from trtkit.calib_state import State, load_state, save_state
+from trtkit.calib_table import Range, add_to_hash, images_sha256, load_table, save_table
+from trtkit.estimators import ESTIMATORS, amax_entropy, amax_max, amax_mse, amax_percentile
+from trtkit.histogram import BINS, Histogram
 from trtkit.progress import bar
 
-BINS = 4096                 # the bin width is a power of two, so between 2,048 and 4,096 of them are in use
-MSE_CANDIDATES = 256
+__all__ = [
+    "BINS", "ESTIMATORS", "Calibration", "Histogram", "Range", "amax_entropy", "amax_max", "amax_mse",
+    "amax_percentile", "collect", "images_sha256", "load_table", "ranges", "save_table",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Range:
-    """What one tensor is clipped to: low <= 0 <= high, and amax = max(-low, high) where symmetric."""
+class Calibration(dict[str, Histogram]):
+    """Histograms by tensor name, and what they are of: `images` how many, `sha256` of the calibration set."""
 
-    low: float
-    high: float
-
-    @property
-    def amax(self) -> float:
-        """Threshold of the symmetric range."""
-        return max(-self.low, self.high)
-
-
-class Histogram:
-    """Counts of |x| in bins of equal width, for a stream of batches of unknown range.
-
-    The width is a power of two and doubles (neighbours merge) when a larger value comes, so no count is lost and the
-    result does not depend on the order of the batches. Counts are int64: float32 counts stop growing at 2^24.
-
-    Attributes: `counts` (4096,) int64, `width` float (0 before any non-zero value), `low` and `high` (extremes of x).
-    """
-
-    def __init__(self):
-        self.counts = np.zeros(BINS, np.int64)
-        self.width = 0.0
-        self.low, self.high = math.inf, -math.inf
-
-    def collect(self, x: np.ndarray) -> None:
-        """Add a batch: any shape, float, finite. An empty one changes nothing.
-
-        Raises:
-            ValueError: NaN or infinity in the batch; the histogram keeps its state.
-        """
-        if x.size == 0:
-            return
-        low, high = float(x.min()), float(x.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"x: got values from {low} to {high}, expected finite ones; find the layer that overflows")
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        amax = max(abs(low), abs(high))
-        if amax > 0:
-            self._widen_to(amax)
-            # Scaling by a power of two is exact in float32: a value at an edge lands in the upper bin, amax below BINS.
-            index = (np.abs(x.ravel()) * np.float32(1 / self.width)).astype(np.int32)
-            self.counts += np.bincount(index, minlength=BINS)
-        else:
-            self.counts[0] += x.size
-
-    def _widen_to(self, amax: float) -> None:
-        # Strictly above amax: a value at the last edge would be counted one bin lower than after a later doubling, and
-        # the result would depend on the order. float32 cannot hold the inverse of a width below 2^-126.
-        needed = max(2.0 ** math.frexp(amax)[1] / BINS, 2.0**-126)
-        if self.width == 0:                     # only zeros so far, and they stay in bin 0
-            self.width = needed
-        while self.width < needed:
-            merged = self.counts.reshape(-1, 2).sum(1)
-            self.counts = np.concatenate([merged, np.zeros(BINS // 2, np.int64)])
-            self.width *= 2
-
-    @property
-    def amax(self) -> float:
-        """Largest magnitude seen; 0 where only zeros were."""
-        return max(-self.low, self.high, 0.0)
-
-
-def _require_data(hist: Histogram) -> None:
-    if hist.counts.sum() == 0:
-        raise ValueError("histogram: got no values, expected at least one; the calibration set is empty")
-
-
-def amax_max(hist: Histogram) -> float:
-    """The largest magnitude seen.
-
-    Raises:
-        ValueError: the histogram is empty.
-    """
-    _require_data(hist)
-    return hist.amax
-
-
-def amax_percentile(hist: Histogram, percentile: float = 99.99) -> float:
-    """Smallest bin edge below which at least `percentile` % of all values lie, at most the largest value seen.
-
-    Raises:
-        ValueError: the histogram is empty, or percentile is outside (0, 100].
-    """
-    _require_data(hist)
-    if not 0 < percentile <= 100:
-        raise ValueError(f"percentile: got {percentile}, expected a number in (0, 100], for example 99.99")
-    cumulative = np.cumsum(hist.counts)
-    i = int(np.searchsorted(cumulative, percentile / 100 * cumulative[-1]))
-    return min((i + 1) * hist.width, hist.amax)
-
-
-def amax_mse(hist: Histogram, *, levels: int = 127) -> float:
-    """Threshold with the least mean squared error of symmetric fake quantization, values at their bins' centres.
-
-    Error of a threshold a with step a / levels: rounding inside [0, a], clipping outside.
-
-    Args:
-        hist: at least one value.
-        levels: positive codes; 127 for INT8.
-
-    Returns:
-        One of 256 thresholds, evenly spaced up to the largest value seen.
-
-    Raises:
-        ValueError: the histogram is empty.
-    """
-    _require_data(hist)
-    if hist.amax == 0:
-        return 0.0
-    used = np.flatnonzero(hist.counts)
-    centres, counts = (used + 0.5) * hist.width, hist.counts[used]
-    candidates = hist.amax * np.arange(1, MSE_CANDIDATES + 1) / MSE_CANDIDATES
-    step = candidates[:, None] / levels                                         # (256, 1)
-    rounded = np.minimum(np.rint(centres / step), levels) * step                # (256, bins in use)
-    return float(candidates[np.argmin(np.square(rounded - centres) @ counts)])
-
-
-ESTIMATORS: dict[str, Callable[[Histogram], float]] = {
-    "max": amax_max,
-    "percentile": amax_percentile,
-    "mse": amax_mse,
-}
+    def __init__(self, histograms: dict[str, Histogram], images: int, sha256: str):
+        super().__init__(histograms)
+        self.images = images
+        self.sha256 = sha256
 
 
 def collect(
-    infer: Callable[[np.ndarray], dict[str, np.ndarray]], batches: Iterable[np.ndarray], *, progress: bool = True
-) -> dict[str, Histogram]:
+    infer: Callable[[np.ndarray], dict[str, np.ndarray]],
+    batches: Iterable[np.ndarray],
+    *,
+    state: Path | None = None,
+    graph_sha256: str = "",
+    save_every: int = 10,
+    progress: bool = True,
+) -> Calibration:
     """Histograms of every tensor that `infer` returns. One batch of activations is in memory at a time.
+
+    Memory does not grow with the number of images if `batches` is a generator; a list holds them all.
 
     Args:
         infer: a batch to its activations by name, for example a runner of `export.expose_tensors`' graph.
-        batches: inputs of `infer`.
+        batches: inputs of `infer`, (N, ...) float each.
+        state: a file to save to every `save_every` batches and at the end, and to go on from: batches that it has
+            seen are read and hashed, but not inferred again. The result is that of a run without interruption.
+        graph_sha256: `files.sha256` of the graph behind `infer`; needed with `state`.
+        save_every: batches between two saves, at least 1.
         progress: show a bar.
 
     Returns:
-        One histogram per name.
+        One histogram per name, with the number and the hash of the images.
 
     Raises:
-        ValueError: no batches, or a tensor with NaN or infinity (named).
+        ValueError: no batches, a tensor with NaN or infinity (named), or a state of another graph or other images.
     """
-    histograms: dict[str, Histogram] = {}
+    if (state is not None and not graph_sha256) or save_every < 1:
+        raise ValueError(f"state: got graph_sha256 {graph_sha256!r} and save_every {save_every}, expected the graph's "
+                         "hash and at least 1; see files.sha256")
+    before = load_state(state, graph_sha256=graph_sha256) if state is not None else None
+    histograms: dict[str, Histogram] = before.histograms if before else {}
+    done, images = 0, 0
+    digest = hashlib.sha256()
     for batch in bar(batches, "calibrate", unit="batch", show=progress):
-        for name, x in infer(batch).items():
-            try:
-                histograms.setdefault(name, Histogram()).collect(x)
-            except ValueError as e:
-                raise ValueError(f"tensor {name!r}: {e}") from e
+        add_to_hash(digest, batch)
+        done, images = done + 1, images + len(batch)
+        if before and done <= before.batches:
+            if done == before.batches:
+                _require_same_images(digest.hexdigest(), before, state)
+            continue
+        _add(histograms, infer(batch))
+        if state is not None and done % save_every == 0:
+            save_state(state, State(histograms, done, images, digest.hexdigest()), graph_sha256=graph_sha256)
+    if before and done < before.batches:
+        _require_same_images(digest.hexdigest(), before, state)
     if not histograms:
         raise ValueError("batches: got none, expected at least one calibration image; see data.load_split('calib')")
-    return histograms
+    if state is not None and not (before and done == before.batches):
+        save_state(state, State(histograms, done, images, digest.hexdigest()), graph_sha256=graph_sha256)
+    return Calibration(histograms, images, digest.hexdigest())
+
+
+def _add(histograms: dict[str, Histogram], activations: dict[str, np.ndarray]) -> None:
+    for name, x in activations.items():
+        try:
+            histograms.setdefault(name, Histogram()).collect(x)
+        except ValueError as e:
+            raise ValueError(f"tensor {name!r}: {e}") from e
+
+
+def _require_same_images(sha256: str, before: State, path: Path | None) -> None:
+    if sha256 != before.sha256:
+        raise ValueError(f"state: {path} has seen {before.batches} batches of calibration set {before.sha256[:12]}, "
+                         f"expected the same ones first, got calibration set {sha256[:12]}; delete it and start again, "
+                         "or pass the images in the same order")
 
 
 def ranges(histograms: dict[str, Histogram], method: str = "percentile") -> dict[str, Range]:
@@ -183,7 +107,7 @@ def ranges(histograms: dict[str, Histogram], method: str = "percentile") -> dict
 
     Args:
         histograms: from `collect`.
-        method: "max", "percentile" or "mse".
+        method: "max", "percentile", "entropy" or "mse".
 
     Returns:
         One range per name.
@@ -200,37 +124,4 @@ def ranges(histograms: dict[str, Histogram], method: str = "percentile") -> dict
         except ValueError as e:
             raise ValueError(f"tensor {name!r}: {e}") from e
         table[name] = Range(min(max(hist.low, -amax), 0.0), max(min(hist.high, amax), 0.0))
-    return table
-
-
-def save_table(path: Path, table: dict[str, Range], *, graph_sha256: str, method: str, images: int) -> None:
-    """Write a calibration table as JSON that a person can read, with the hash of the graph that it belongs to."""
-    body = {
-        "graph_sha256": graph_sha256,
-        "method": method,
-        "images": images,
-        "tensors": {name: asdict(r) for name, r in table.items()},
-    }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(body, indent=1) + "\n")
-
-
-def load_table(path: Path, *, graph_sha256: str) -> dict[str, Range]:
-    """Read a calibration table back.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a table, or made for another graph.
-    """
-    try:
-        body = json.loads(Path(path).read_text())
-        table = {name: Range(float(r["low"]), float(r["high"])) for name, r in body["tensors"].items()}
-        made_for = str(body["graph_sha256"])
-        if wrong := [name for name, r in table.items() if not r.low <= 0 <= r.high]:        # NaN too
-            raise ValueError(f"tensor {wrong[0]!r}: got {table[wrong[0]]}, expected low <= 0 <= high")
-    except (ValueError, KeyError, TypeError, AttributeError) as e:      # ValueError: no JSON, no text, no number
-        raise ValueError(f"table: {path} is no calibration table ({e!r}); write one with calib.save_table") from e
-    if made_for != graph_sha256:
-        raise ValueError(f"table: {path} was made for graph {made_for[:12]}, expected {graph_sha256[:12]}; calibrate "
-                         "again, since a retrained or pruned network has other ranges")
     return table
