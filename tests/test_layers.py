@@ -10,13 +10,15 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "trtkit"
 PLOTS = {p.stem for p in PACKAGE.glob("plots*.py")}
 LAYERS = {
-    0: {"quant", "calib", "yolo", "files", "progress",
+    0: {"quant", "granularity", "int8", "floats", "sqnr", "yolo", "files", "progress",
+        "calib", "calib_state", "calib_table", "estimators", "histogram", "nvidia_calib",
         "machine", "nvidia", "packages", "diagnose", "diagnose_gpu", "diagnose_packages",
         "scenes", "scene_street", "scene_backdrop", "scene_houses", "scene_place", "scene_traffic", "scene_compose",
         "scene_lens", "scene_art", "scene_parts", "scene_vehicles", "scene_people", "scene_furniture"},
-    1: {"models", "train", "export", "qdq", "data", "weights"},
+    1: {"models", "train", "fake_quant", "qat", "export", "data", "weights",
+        "wiring", "placement", "qdq", "qdq_nodes", "half", "planted", "lint", "lint_rules"},
     2: {"engine", "backend_ort"},
-    3: {"evaluate", "draw", "sources", "writer", "video"},
+    3: {"evaluate", "sensitivity", "mixed_precision", "draw", "sources", "writer", "video"},
     4: {*PLOTS, "bounds", "check", "shape", "edition", "grade", "skeleton", "lessons", "executor", "kernel", "page",
         "worker", "job", "course", "causes", "report", "report_page", "doctor", "cli_lessons", "cli", "__main__",
         "__init__", *(p.stem for p in PACKAGE.glob("exercises_*.py"))},

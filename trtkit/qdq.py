@@ -1,17 +1,14 @@
-"""Where do Q and DQ go? Lesson 06.
+"""A float graph becomes one with explicit Q/DQ. Lesson 06.
 
 A QuantizeLinear/DequantizeLinear pair on a tensor says: here, these 8-bit codes flow. A backend that finds DQ -> Conv
--> Q runs the convolution in integers. Two targets want the pairs in different places:
+-> Q runs the convolution in integers. Where the pairs go depends on the target, see `placement`; so do the numbers:
 
-target="cpu" (ONNX Runtime): affine UINT8 activations, INT8 weights; a pair on both sides of every operator, LeakyRelu
-    included, since ORT has integer kernels for each and fuses none of them. U8 x S8 is what VNNI multiplies; S8 x S8
-    costs 1.7 times as much. Biases become INT32 with scale = scale_x * scale_w.
-target="trt" (TensorRT): symmetric INT8 activations, a pair at the inputs of convolutions only and at the residual
-    input of an Add; none between a convolution and its activation, which TensorRT fuses. Biases stay float.
+target="cpu" (ONNX Runtime): affine UINT8 activations, INT8 weights. U8 x S8 is what VNNI multiplies; S8 x S8 costs 1.7
+    times as much.
+target="trt" (TensorRT): symmetric INT8 activations and weights.
 
-Weights are per output channel for both. Source: TensorRT developer guide, "Explicit Quantization"; ORT's
+How weights and biases are stored is in `qdq_nodes`. Source: TensorRT developer guide, "Explicit Quantization"; ORT's
 documentation, "Quantize ONNX models".
-Left out so far: lint, sensitivity, MatMul and Gemm.
 """
 
 import fnmatch
@@ -19,24 +16,38 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from trtkit import quant
 from trtkit.calib import Range
+from trtkit.half import run_in_fp16
+from trtkit.placement import CPU_OPS, JOINS, TARGETS, WEIGHTED, Placement, data_inputs, place, shared_ranges
+from trtkit.qdq_nodes import pair, quantize_weights
+from trtkit.wiring import Wiring, wiring
 
-CPU_OPS = ("Conv", "LeakyRelu", "Add", "Concat", "Resize")
-TARGETS = ("cpu", "trt")
+RESTS = ("fp32", "fp16")
 
 
 def activation_names(model: onnx.ModelProto) -> list[str]:
-    """Tensors that `insert_qdq` may need a range for, for either target: graph inputs and outputs of `CPU_OPS`."""
-    outputs = [out for node in model.graph.node if node.op_type in CPU_OPS for out in node.output]
-    return [i.name for i in model.graph.input] + outputs
+    """Tensors that `insert_qdq` may need a range for, for either target, in the order in which they are computed.
+
+    Graph inputs, and what operators of `placement.CPU_OPS` write; and what Conv, Gemm, MatMul, Add, Mul and Concat
+    read, whoever wrote it. Only FP32 tensors: shapes and indices have no range.
+    """
+    wires = wiring(model)
+    needed = {node.input[i] for node in wires.nodes if node.op_type in (*WEIGHTED, *JOINS) for i in data_inputs(node)}
+    needed.update(out for node in wires.nodes if node.op_type in CPU_OPS for out in node.output)
+    computed = [out for node in wires.nodes for out in node.output if out in needed]
+    return [name for name in (*wires.inputs, *computed) if wires.is_activation(name)]
 
 
 def conv_names(model: onnx.ModelProto) -> list[str]:
     """Names of the convolutions, in the order in which they run."""
     return [node.name for node in model.graph.node if node.op_type == "Conv"]
+
+
+def weighted_names(model: onnx.ModelProto) -> list[str]:
+    """Names of what `insert_qdq` quantizes and `skip` matches: Conv, Gemm and MatMul, in the order they run."""
+    return [node.name for node in model.graph.node if node.op_type in WEIGHTED]
 
 
 def head_convs(model: onnx.ModelProto) -> list[str]:
@@ -46,73 +57,80 @@ def head_convs(model: onnx.ModelProto) -> list[str]:
 
 
 def insert_qdq(
-    model: onnx.ModelProto, table: Mapping[str, Range], *, target: str, skip: Iterable[str] = ()
+    model: onnx.ModelProto,
+    table: Mapping[str, Range],
+    *,
+    target: str,
+    skip: Iterable[str] = (),
+    rest: str = "fp32",
 ) -> onnx.ModelProto:
     """A copy of the graph with explicit Q/DQ.
 
     Args:
-        model: BatchNorm folded, named nodes, no Q/DQ yet.
+        model: FP32, BatchNorm folded, no Q/DQ yet; its Conv, Gemm and MatMul nodes have names.
         table: a range for each of `activation_names(model)` that gets a pair.
         target: "cpu" or "trt".
-        skip: names of convolutions that stay float, or patterns such as "/head*/predict/Conv".
+        skip: names of Conv, Gemm and MatMul nodes that stay float, or patterns such as "/head*/predict/Conv".
+        rest: "fp16" runs the skipped nodes, and activations behind them, in FP16 between Casts.
 
     Returns:
         The quantized copy.
 
     Raises:
-        ValueError: unknown target, a graph that has Q/DQ or BatchNormalization, a skip that matches no convolution, or
-            a tensor without a range.
+        ValueError: unknown target or rest, a graph that has Q/DQ, BatchNormalization or nodes without a name, a skip
+            that matches nothing, a tensor without a range or with one that is zero, NaN or infinite.
     """
-    _check(model, target)
-    skipped = _match(skip, conv_names(model))
+    _check(model, target, rest)
+    skipped = _match(skip, weighted_names(model))
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
-    graph = quantized.graph
-    constants = _constant_tensors(graph)
-    paired = _tensors_to_pair(graph, target, skipped)
-    qparams = _activation_qparams(graph, paired, table, target)
+    graph, wires = quantized.graph, wiring(quantized)
+    placement = place(wires, target, set(weighted_names(model)) - skipped)
+    qparams = _activation_qparams(wires, placement, table, target)
 
     nodes: list[onnx.NodeProto] = []
     extra: list[onnx.TensorProto] = []
-    for name in (i.name for i in graph.input):
+    for name in wires.inputs:
         if name in qparams:
-            nodes += _pair(name, qparams[name], extra)
-    for node in graph.node:
+            nodes += pair(name, qparams[name], extra)
+    for node in wires.nodes:
         source = list(node.input)
         for i, name in enumerate(source):
-            if name in qparams and _reads_codes(node, i, source, paired, target, skipped):
+            if (node.output[0], i) in placement.reads:
                 node.input[i] = name + "_dq"
-        if node.op_type == "Conv" and node.name not in skipped:
-            nodes += _quantize_weights(node, source, constants, qparams[source[0]], target, extra)
+        if node.op_type in WEIGHTED and node.name not in skipped:
+            nodes += quantize_weights(node, source, wires, qparams.get(source[0]), target, extra)
         nodes.append(node)
         for out in node.output:
             if out in qparams:
-                nodes += _pair(out, qparams[out], extra)
+                nodes += pair(out, qparams[out], extra)
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(extra)
+    if rest == "fp16":
+        run_in_fp16(graph, skipped)
     _drop_unused(graph)
     onnx.checker.check_model(quantized)
     return quantized
 
 
-def _check(model: onnx.ModelProto, target: str) -> None:
+def _check(model: onnx.ModelProto, target: str, rest: str) -> None:
     if target not in TARGETS:
         raise ValueError(f"target: got {target!r}, expected one of {TARGETS}")
+    if rest not in RESTS:
+        raise ValueError(f"rest: got {rest!r}, expected one of {RESTS}")
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             raise ValueError(f"model: got {node.op_type} {node.name!r}, expected a float graph; start from the export")
         if node.op_type == "BatchNormalization":
             raise ValueError(f"model: got BatchNormalization {node.name!r}, expected it folded; use export.export_onnx")
-
-
-def _constant_tensors(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """Initializers by name, and by the names of their Identity copies: the exporter shares equal ones that way."""
-    tensors = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Identity" and node.input[0] in tensors:
-            tensors[node.output[0]] = tensors[node.input[0]]
-    return tensors
+    if half := [i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT16]:
+        raise ValueError(f"model: got FP16 tensor {half[0]!r}, expected an FP32 graph; insert Q/DQ first, with "
+                         "rest='fp16' for what stays float")
+    names = weighted_names(model)
+    if doubtful := [name for name in names if not name or names.count(name) > 1]:
+        raise ValueError(f"model: got {len(doubtful)} Conv, Gemm or MatMul nodes without a name of their own (first "
+                         f"{doubtful[0]!r}), expected unique names; set node.name = node.output[0]")
 
 
 def _match(patterns: Iterable[str], names: list[str]) -> set[str]:
@@ -120,122 +138,31 @@ def _match(patterns: Iterable[str], names: list[str]) -> set[str]:
     for pattern in patterns:
         found = fnmatch.filter(names, pattern)
         if not found:
-            raise ValueError(f"skip: got {pattern!r}, expected a convolution's name or a pattern, such as {names[0]!r}")
+            raise ValueError(f"skip: got {pattern!r}, expected the name of a Conv, Gemm or MatMul or a pattern, such "
+                             f"as {names[0] if names else 'none in this graph'!r}; see qdq.weighted_names")
         matched.update(found)
     return matched
 
 
-def _tensors_to_pair(graph: onnx.GraphProto, target: str, skipped: set[str]) -> set[str]:
-    """Tensors that get a pair. A tensor that only float operators touch gets none."""
-    feeds_conv = {n.input[0] for n in graph.node if n.op_type == "Conv" and n.name not in skipped}
-    if target == "trt":
-        return feeds_conv
-    paired = set(feeds_conv)
-    # An operator stays float when it is skipped, and an activation when what it reads is float.
-    for node in graph.node:
-        quantized_conv = node.op_type == "Conv" and node.name not in skipped
-        if quantized_conv or (node.op_type == "LeakyRelu" and node.input[0] in paired):
-            paired.update(node.output)
-    # Adds, Concats and Resizes run in codes when all that they read are codes; a float branch is quantized where it
-    # ends, at its activation, if the join's other branch is in codes.
-    for node in graph.node:
-        if node.op_type in ("Add", "Concat", "Resize"):
-            data = [i for i in node.input if i] if node.op_type != "Resize" else [node.input[0]]
-            if any(i in paired for i in data):
-                paired.update(data)
-                paired.update(node.output)
-    return paired - {o.name for o in graph.output}
-
-
-def _reads_codes(
-    node: onnx.NodeProto, i: int, source: list[str], paired: set[str], target: str, skipped: set[str]
-) -> bool:
-    """Whether input i of the node is taken behind the pair. A float operator reads the float tensor."""
-    if target == "cpu":
-        return node.op_type in CPU_OPS and node.name not in skipped
-    if node.op_type == "Conv":
-        return node.name not in skipped
-    # One input of a residual Add: the shortcut. The other comes from the convolution that TensorRT fuses the Add into.
-    return node.op_type == "Add" and i == min(j for j, name in enumerate(source) if name in paired)
-
-
 def _activation_qparams(
-    graph: onnx.GraphProto, paired: set[str], table: Mapping[str, Range], target: str
+    wires: Wiring, placement: Placement, table: Mapping[str, Range], target: str
 ) -> dict[str, quant.QParams]:
-    qparams = {}
-    for name in paired:
-        if name not in table:
-            raise ValueError(f"table: got no range for tensor {name!r}; collect it, see qdq.activation_names")
+    order = [*wires.inputs, *(out for node in wires.nodes for out in node.output)]
+    if missing := [name for name in order if name in placement.paired and name not in table]:
+        raise ValueError(f"table: got no range for tensor {missing[0]!r} and {len(missing) - 1} others of "
+                         f"{len(placement.paired)}; was it made for another graph? Collect qdq.activation_names")
+    for name in placement.paired:
         r = table[name]
-        try:
-            qparams[name] = (
-                quant.affine_qparams(r.low, r.high) if target == "cpu" else quant.symmetric_qparams(r.amax)
-            )
-        except ValueError as e:
-            raise ValueError(f"tensor {name!r}: {e}") from e
-    for node in graph.node:                 # nearest-neighbour resizing copies codes, so both sides share a scale
-        if node.op_type == "Resize" and node.input[0] in qparams and node.output[0] in qparams:
-            qparams[node.output[0]] = qparams[node.input[0]]
-    return qparams
-
-
-def _constants(name: str, q: quant.QParams, extra: list[onnx.TensorProto]) -> list[str]:
-    extra.append(numpy_helper.from_array(np.asarray(q.scale, np.float32), name + "_scale"))
-    extra.append(numpy_helper.from_array(np.asarray(q.zero_point, q.zero_point.dtype), name + "_zero_point"))
-    return [name + "_scale", name + "_zero_point"]
-
-
-def _pair(name: str, q: quant.QParams, extra: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
-    constants = _constants(name, q, extra)
-    return [
-        helper.make_node("QuantizeLinear", [name, *constants], [name + "_q"], name + "_QuantizeLinear"),
-        helper.make_node("DequantizeLinear", [name + "_q", *constants], [name + "_dq"], name + "_DequantizeLinear"),
-    ]
-
-
-def _quantize_weights(
-    node: onnx.NodeProto,
-    source: list[str],
-    constants: dict[str, np.ndarray],
-    q_x: quant.QParams,
-    target: str,
-    extra: list[onnx.TensorProto],
-) -> list[onnx.NodeProto]:
-    """Store the codes of a convolution's weights (and for the CPU its bias) and read them through DQ."""
-    if missing := [name for name in source[1:] if name and name not in constants]:
-        raise ValueError(f"model: {node.name!r} reads {missing[0]!r}, expected weights and bias as initializers of the "
-                         "graph; fold constants first, or name the convolution in skip")
-    weight = constants[source[1]]                                       # (C_out, C_in, kH, kW)
-    bias = constants[source[2]] if len(source) > 2 else None            # (C_out,)
-    for what, array in (("weights", weight), ("bias", bias)):
-        if array is not None and not np.isfinite(array).all():
-            raise ValueError(f"{what} of {node.name!r}: got NaN or infinity, expected finite numbers; train it again")
-    amax = np.abs(weight).max(axis=(1, 2, 3)).astype(np.float64)
-    if target == "cpu" and bias is not None:
-        # INT32 codes of a bias count in steps of scale_x * scale_w. In a channel whose weights are (almost) zero that
-        # step is too fine and the bias would clip, so such a channel gets the scale that puts its bias at 2^30.
-        amax = np.maximum(amax, 127 * np.abs(bias) / (q_x.scale.astype(np.float64) * 2**30))
-    q_w = quant.symmetric_qparams(amax, axis=0)
-    # Two convolutions may share a tensor (the exporter merges equal ones) but not its scale: name it after the node.
-    added = [_dequantized_constant(f"{node.name}.weight", quant.quantize(weight, q_w), q_w, extra)]
-    node.input[1] = added[0].output[0]
-    if target == "cpu" and bias is not None:
-        scale = (q_x.scale.astype(np.float64) * q_w.scale).astype(np.float32)
-        q_b = quant.QParams(scale, np.zeros(scale.shape, np.int32), -(2**31), 2**31 - 1, 0)
-        codes = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
-        added.append(_dequantized_constant(f"{node.name}.bias", codes, q_b, extra))
-        node.input[2] = added[1].output[0]
-    return added
-
-
-def _dequantized_constant(
-    name: str, codes: np.ndarray, q: quant.QParams, extra: list[onnx.TensorProto]
-) -> onnx.NodeProto:
-    extra.append(numpy_helper.from_array(codes, name + "_codes"))
-    constants = _constants(name, q, extra)
-    return helper.make_node(
-        "DequantizeLinear", [name + "_codes", *constants], [name + "_dq"], name + "_DequantizeLinear", axis=0
-    )
+        if r.low == r.high == 0:
+            raise ValueError(f"tensor {name!r}: got the range 0 to 0, expected values; it was zero on every "
+                             "calibration image: calibrate with more, or skip the layer that reads it")
+        if not (np.isfinite([r.low, r.high]).all() and r.low <= 0 <= r.high):
+            raise ValueError(f"tensor {name!r}: got the range {r.low} to {r.high}, expected finite low <= 0 <= high; "
+                             "calibrate again, see calib.ranges")
+    ranges = shared_ranges(wires, placement.paired, table, target)
+    if target == "cpu":
+        return {name: quant.affine_qparams(r.low, r.high) for name, r in ranges.items()}
+    return {name: quant.symmetric_qparams(r.amax) for name, r in ranges.items()}
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
@@ -243,7 +170,8 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     used = {o.name for o in graph.output}
     keep = []
     for node in reversed(graph.node):                       # readers come after writers
-        if node.op_type not in ("Identity", "QuantizeLinear", "DequantizeLinear") or node.output[0] in used:
+        constant = node.op_type in ("Identity", "Constant", "QuantizeLinear", "DequantizeLinear")
+        if not constant or node.output[0] in used:
             used.update(node.input)
             keep.append(node)
     nodes, initializers = keep[::-1], [i for i in graph.initializer if i.name in used]

@@ -1,0 +1,55 @@
+"""Each graph that is wrong on purpose is wrong everywhere, in one way, and still runs."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import randomize_batchnorm
+from test_qdq import Graph, Tiny, _images, _run, _table
+
+from trtkit import calib, export, planted, qdq, quant
+from trtkit.lint import lint
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted")
+    torch.manual_seed(3)
+    model = onnx.load(export.export_onnx(randomize_batchnorm(Tiny(8)), folder / "m.onnx", size=32, output_names=("y",)))
+    images = _images(4, 32, seed=1)
+    table = _table(model, images, folder)
+    return folder, images, table, model, qdq.insert_qdq(model, table, target="trt")
+
+
+def test_each_breaks_its_rule_at_every_place_and_no_other(tiny):
+    folder, images, table, model, good = tiny
+    convs, leakies, adds = (len(Graph(model).of(kind)) for kind in ("Conv", "LeakyRelu", "Add"))
+    broken = {
+        "bias": (planted.bias_in_8_bits(good), convs),
+        "before_activation": (planted.pairs_before_activations(good, table), leakies),
+        "residual": (planted.pairs_on_both_residuals(good, table), adds),
+    }
+    before = good.SerializeToString()
+    (expected,) = _run(good, images, folder, "good")
+    for rule, (graph, places) in broken.items():
+        assert [f.rule for f in lint(graph, "trt") if f.level != "note"] == [rule] * places
+        (got,) = _run(graph, images, folder, rule)
+        assert quant.sqnr_db(expected, got) > 20 and not np.array_equal(got, expected)
+    assert good.SerializeToString() == before
+
+
+def test_weights_per_tensor_keep_their_values_to_half_a_step_of_one_scale(tiny):
+    *_, model, good = tiny
+    floats, g = Graph(model), Graph(planted.weights_per_tensor(good))
+    for conv, original in zip(g.of("Conv"), floats.of("Conv"), strict=True):
+        codes, scale, zero_point = (g.constants[name] for name in g.writer[conv.input[1]].input)
+        weight = floats.constants[original.input[1]]
+        assert scale.shape == zero_point.shape == () and scale == pytest.approx(np.abs(weight).max() / 127, rel=1e-5)
+        assert np.abs(codes * scale - weight).max() <= scale * 1.01         # rounded twice: per channel, then again
+
+
+def test_a_narrowed_range_is_one_tensors_alone():
+    table = {"a": calib.Range(-1, 2), "b": calib.Range(0, 1)}
+    assert planted.narrowed(table, "a", 4) == {"a": calib.Range(-0.25, 0.5), "b": calib.Range(0, 1)}
+    with pytest.raises(ValueError, match="tensor: got 'c'"):
+        planted.narrowed(table, "c")

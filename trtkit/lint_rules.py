@@ -1,0 +1,166 @@
+"""Where pairs must stand, must not, or must agree: the rules of `lint` that ask who reads whom. Lesson 06."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from trtkit.placement import ACTIVATIONS, MOVERS, WEIGHTED, data_inputs, from_weighted
+from trtkit.wiring import Wiring
+
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
+CHANNELS = 32               # TensorRT packs INT8 channels by 32
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`rule` by name, `level` of severity, `where` (a node), `found` (got, expected), and the `fix`."""
+
+    rule: str
+    level: Literal["error", "warning", "note"]
+    where: str
+    found: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.level} {self.rule}: {self.where}: {self.found}. Fix: {self.fix}."
+
+
+def quantizers(wires: Wiring) -> list[onnx.NodeProto]:
+    """All Q and DQ nodes."""
+    return [node for node in wires.nodes if node.op_type in (Q, DQ)]
+
+
+def parameters(wires: Wiring, node: onnx.NodeProto) -> tuple[np.ndarray | None, np.ndarray]:
+    """Scale (None where it is computed) and zero point of a Q or DQ; UINT8 0 where it has none, as ONNX has it."""
+    zero_point = wires.constants.get(node.input[2]) if len(node.input) > 2 else None
+    if zero_point is None:
+        codes = codes_of(wires, node)
+        zero_point = np.zeros((), np.uint8 if codes is None else codes.dtype)
+    return wires.constants.get(node.input[1]), zero_point
+
+
+def codes_of(wires: Wiring, node: onnx.NodeProto) -> np.ndarray | None:
+    """The constant that a Q or DQ reads, None where it reads an activation."""
+    return wires.constants.get(node.input[0])
+
+
+def _dq_behind(wires: Wiring, name: str) -> onnx.NodeProto | None:
+    """The DQ that a tensor comes from, seen through operators that only move numbers."""
+    node = wires.writer.get(name)
+    while node is not None and node.op_type in (*MOVERS, "Cast"):
+        node = wires.writer.get(node.input[0])
+    return node if node is not None and node.op_type == DQ else None
+
+
+def _quantized(wires: Wiring) -> set[str]:
+    return {node.name for node in wires.nodes
+            if node.op_type in WEIGHTED and all(_dq_behind(wires, name) for name in node.input[:2])}
+
+
+def _batchnorm(wires: Wiring, target: str) -> Iterator[Fault]:
+    for node in wires.nodes:
+        if node.op_type == "BatchNormalization":
+            yield Fault("batchnorm", "error", node.name, "BatchNormalization is not folded: weights were quantized "
+                        "without its factors", "fold it before Q/DQ: export.export_onnx, or fold_batchnorm")
+
+
+def _missing_half(wires: Wiring, target: str) -> Iterator[Fault]:
+    for node in quantizers(wires):
+        readers = wires.readers.get(node.output[0], [])
+        source = wires.writer.get(node.input[0])
+        if node.op_type == Q:
+            others = [r for r in readers if r.op_type != DQ]
+            if others or not readers:
+                who = f"{others[0].op_type} {others[0].name!r}" if others else "nothing"
+                yield Fault("missing_dq", "error", node.name, f"its codes are read by {who}, expected DequantizeLinear",
+                            "put a DequantizeLinear with the same scale behind it")
+        elif codes_of(wires, node) is None and node.input[0] not in wires.inputs and source.op_type != Q:
+            yield Fault("missing_q", "error", node.name, f"it reads {source.op_type} {source.name!r}, expected codes",
+                        "put a QuantizeLinear with the same scale before it")
+        elif source is not None and source.op_type == Q and not _agree(wires, [source, node]):
+            yield Fault("pair_mismatch", "error", node.name, f"its scale or zero_point is not that of {source.name!r}",
+                        "give both halves of a pair the same constants")
+
+
+def _agree(wires: Wiring, nodes: list[onnx.NodeProto]) -> bool:
+    scales, zero_points = zip(*(parameters(wires, node) for node in nodes), strict=True)
+    return all(s is not None and np.array_equal(s, scales[0], equal_nan=True) for s in scales) and all(
+        np.array_equal(z, zero_points[0]) for z in zero_points)
+
+
+def _half_quantized(wires: Wiring, target: str) -> Iterator[Fault]:
+    for node in wires.nodes:
+        if node.op_type not in WEIGHTED:
+            continue
+        behind = [_dq_behind(wires, name) for name in node.input[:2]]
+        if sum(dq is None for dq in behind) == 1:
+            name = node.input[behind.index(None)]
+            rule = "float_weight" if name in wires.constants else "float_input"
+            yield Fault(rule, "error", node.name, f"it reads {name!r} in float and the other input in codes, so it "
+                        "runs in float", "put a pair on both inputs, or on none")
+
+
+def _before_activation(wires: Wiring, target: str) -> Iterator[Fault]:
+    """TensorRT fuses an activation; ORT a Relu. A pair in between stops that, and spends codes on what Relu drops."""
+    kinds = ACTIVATIONS if target == "trt" else ("Relu",)
+    for q in quantizers(wires):
+        if q.op_type != Q or wires.writer_type(q.input[0]) not in WEIGHTED:
+            continue
+        readers = [r for dq in wires.readers.get(q.output[0], ()) for r in wires.readers.get(dq.output[0], ())]
+        stopped = [r for r in readers if r.op_type in kinds]
+        # On the CPU other readers may need these codes; the Relu then has its own.
+        if stopped and (target == "trt" or len(readers) == len(stopped)):
+            yield Fault("before_activation", "warning", q.name, f"a pair stands between {wires.writer_type(q.input[0])}"
+                        f" and {stopped[0].op_type} {stopped[0].name!r}", "move the pair behind the activation")
+
+
+def _residual(wires: Wiring, target: str) -> Iterator[Fault]:
+    quantized = _quantized(wires)
+    for node in wires.nodes if target == "trt" else ():
+        if node.op_type != "Add" or not all(wires.is_activation(name) for name in node.input):
+            continue
+        behind = [wires.writer_type(name) == DQ for name in node.input]
+        if all(behind):
+            yield Fault("residual", "warning", node.name, "got Q/DQ on both inputs, expected one: the Add cannot fuse "
+                        "into the convolution before it", "keep the pair on the shortcut, drop the other")
+        elif not any(behind) and any(from_weighted(wires, name, quantized) for name in node.input):
+            yield Fault("residual", "warning", node.name, "got Q/DQ on no input, expected it on the shortcut: the Add "
+                        "reads it in float", "put a pair on the shortcut")
+
+
+def _requantized(wires: Wiring, target: str) -> Iterator[Fault]:
+    """Different scales on both sides of an operator that copies codes: it must requantize or run in float."""
+    for node in wires.nodes:
+        if node.op_type not in ((*MOVERS, "Concat") if target == "trt" else MOVERS):
+            continue
+        data = [node.input[i] for i in data_inputs(node)]
+        around = [wires.writer[name] for name in data if wires.writer_type(name) == DQ]
+        # TensorRT moves a Q up through the operator: one on a tensor that is read in float meets it there.
+        floats = data if target == "trt" else ()
+        around += [r for name in (*floats, *node.output) for r in wires.readers.get(name, ()) if r.op_type == Q]
+        if around and not _agree(wires, around):
+            scales = sorted({float(s.flat[0]) for s, _ in (parameters(wires, n) for n in around) if s is not None})
+            yield Fault("requantized", "warning", node.name, f"got scales {', '.join(f'{s:.4g}' for s in scales)} "
+                        f"around {node.op_type}, expected one", "give all of them the widest range")
+
+
+def _twice(wires: Wiring, target: str) -> Iterator[Fault]:
+    for node in quantizers(wires):
+        if node.op_type == Q and wires.writer_type(node.input[0]) == DQ:
+            yield Fault("twice", "warning", node.name, f"it reads {wires.writer[node.input[0]].name!r}: the tensor is "
+                        "quantized twice", "drop one of the two pairs")
+
+
+def _channels(wires: Wiring, target: str) -> Iterator[Fault]:
+    for node in wires.nodes if target == "trt" else ():
+        dq = wires.writer.get(node.input[1]) if node.op_type == "Conv" else None
+        codes = codes_of(wires, dq) if dq is not None and dq.op_type == DQ else None
+        if codes is not None and (odd := [c for c in codes.shape[:2] if c % CHANNELS]):
+            yield Fault("channels", "note", node.name, f"got {odd[0]} channels, expected a multiple of {CHANNELS}: "
+                        "TensorRT pads the rest with zeros", "choose or prune to a multiple, or leave it in FP16")
+
+
+PLACES = (_batchnorm, _missing_half, _half_quantized, _before_activation, _residual, _requantized, _twice, _channels)

@@ -1,0 +1,160 @@
+"""Which tensors flow as 8-bit codes, and who reads them so? Lesson 06.
+
+target="cpu" (ONNX Runtime): a pair on both sides of every operator that has an integer kernel, LeakyRelu included,
+    since ORT fuses none of them. Two exceptions: none before a Relu, which ORT drops since UINT8 codes clip at zero
+    anyhow, and none between a MatMul and the constant that is added to it.
+target="trt" (TensorRT): a pair at the inputs of Conv, Gemm and MatMul, and at one input of a residual Add. None
+    between a convolution and its activation, which TensorRT fuses. Operators that only move numbers get none either:
+    TensorRT moves a Q up through them, which is free where both sides share one scale.
+
+Source: TensorRT developer guide, "Explicit Quantization"; ORT's documentation, "Quantize ONNX models".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from trtkit.calib import Range
+from trtkit.wiring import Wiring
+
+TARGETS = ("cpu", "trt")
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid")
+MOVERS = ("MaxPool", "Resize", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")   # codes in, same codes out
+MEANS = ("GlobalAveragePool", "AveragePool")
+JOINS = ("Add", "Mul", "Concat")
+CPU_OPS = (*WEIGHTED, *ACTIVATIONS, *MOVERS, *MEANS, *JOINS)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`paired`: tensors that get a Q/DQ pair. `reads`: (first output of a node, index of its input) behind the pair."""
+
+    paired: set[str]
+    reads: set[tuple[str, int]]
+
+
+def data_inputs(node: onnx.NodeProto) -> list[int]:
+    """Indices of the inputs that may carry codes; the others are shapes, axes, weights or biases."""
+    if node.op_type in JOINS:
+        return list(range(len(node.input)))
+    return [0, 1] if node.op_type in ("Gemm", "MatMul") else [0]
+
+
+def place(wires: Wiring, target: str, quantized: set[str]) -> Placement:
+    """Where the pairs go.
+
+    Args:
+        wires: of a float graph.
+        target: "cpu" or "trt".
+        quantized: names of the Conv, Gemm and MatMul nodes that shall run in 8 bits.
+
+    Returns:
+        The placement; `qdq.insert_qdq` writes it into the graph. A pair whose readers all turn out float is no use.
+    """
+    feeds = {node.input[i] for node in wires.nodes if node.op_type in WEIGHTED and node.name in quantized
+             for i in data_inputs(node) if wires.is_activation(node.input[i])}
+    return _place_cpu(wires, feeds, quantized) if target == "cpu" else _place_trt(wires, feeds, quantized)
+
+
+def _place_cpu(wires: Wiring, feeds: set[str], quantized: set[str]) -> Placement:
+    paired = set(feeds)
+    for node in wires.nodes:
+        data = [node.input[i] for i in data_inputs(node) if i < len(node.input)]
+        if node.op_type in WEIGHTED:
+            runs_in_codes = node.name in quantized
+        elif node.op_type in JOINS:
+            # A float branch is quantized where it ends if the join's other branch is in codes. Joins with a constant
+            # (a bias, a factor) stay float: the constant has no range, and 8 bits of it would be lost for nothing.
+            runs_in_codes = _is_join(wires, node) and any(name in paired for name in data)
+            paired.update(data if runs_in_codes else ())
+        else:
+            runs_in_codes = node.op_type in CPU_OPS and data[0] in paired
+        if runs_in_codes:
+            paired.add(_settled(wires, node.output[0]))
+    paired -= wires.outputs - feeds
+    reads = {(node.output[0], i) for node in wires.nodes
+             if node.op_type in CPU_OPS and (node.op_type not in WEIGHTED or node.name in quantized)
+             for i in data_inputs(node) if node.input[i] in paired}
+    return Placement(paired, reads)
+
+
+def _is_join(wires: Wiring, node: onnx.NodeProto) -> bool:
+    return node.op_type in JOINS and all(wires.is_activation(name) for name in node.input)
+
+
+def _settled(wires: Wiring, name: str) -> str:
+    """The tensor behind which the pair of an output belongs: behind a lone Relu, and behind a MatMul's bias."""
+    readers = wires.readers.get(name, [])
+    if len(readers) != 1 or name in wires.outputs:
+        return name
+    bias = readers[0].op_type == "Add" and wires.writer_type(name) == "MatMul" and not _is_join(wires, readers[0])
+    return _settled(wires, readers[0].output[0]) if bias or readers[0].op_type == "Relu" else name
+
+
+def _place_trt(wires: Wiring, feeds: set[str], quantized: set[str]) -> Placement:
+    paired = set(feeds)
+    reads = {(node.output[0], i) for node in wires.nodes if node.op_type in WEIGHTED and node.name in quantized
+             for i in data_inputs(node) if node.input[i] in feeds}
+    for node in wires.nodes:
+        if node.op_type == "Add" and _is_join(wires, node) and (i := _shortcut(wires, node, paired, quantized)) >= 0:
+            paired.add(node.input[i])
+            reads.add((node.output[0], i))
+    return Placement(paired, reads)
+
+
+def _shortcut(wires: Wiring, node: onnx.NodeProto, paired: set[str], quantized: set[str]) -> int:
+    """Index of the input of a residual Add that gets the pair, -1 where none does.
+
+    TensorRT fuses the Add into the convolution that writes the other input, and reads the shortcut in 8 bits. The
+    shortcut is what has codes already, or else what is there first.
+    """
+    ready = [i for i, name in enumerate(node.input) if name in paired]
+    if ready:
+        return ready[0]
+    order = {n.output[0]: k for k, n in enumerate(wires.nodes)}
+    if not any(from_weighted(wires, name, quantized) for name in node.input):
+        return -1
+    return min(range(2), key=lambda i: order.get(node.input[i], -1))
+
+
+def from_weighted(wires: Wiring, name: str, quantized: set[str]) -> bool:
+    """Whether a tensor comes from a quantized Conv, Gemm or MatMul, directly or through its activation."""
+    node = wires.writer.get(name)
+    if node is not None and node.op_type in ACTIVATIONS:
+        node = wires.writer.get(node.input[0])
+    return node is not None and node.op_type in WEIGHTED and node.name in quantized
+
+
+def shared_ranges(
+    wires: Wiring, paired: set[str], table: Mapping[str, Range], target: str
+) -> dict[str, Range]:
+    """The range of each paired tensor, equal on both sides of an operator that copies codes.
+
+    On the CPU the output takes its input's range; Concat does not count, since ORT's requantizes in a table. For
+    TensorRT all that meets at a Concat or mover takes the widest range of the group, and needs one Q only.
+    """
+    ranges = {name: table[name] for name in paired}
+    if target == "cpu":
+        for node in wires.nodes:
+            if node.op_type in MOVERS and node.input[0] in ranges and node.output[0] in ranges:
+                ranges[node.output[0]] = ranges[node.input[0]]
+        return ranges
+    group = {name: name for name in paired}
+
+    def root(name: str) -> str:
+        while group.setdefault(name, name) != name:
+            name = group[name]
+        return name
+
+    for node in wires.nodes:
+        if node.op_type in (*MOVERS, "Concat"):
+            for i in data_inputs(node):
+                if wires.is_activation(node.input[i]):
+                    group[root(node.input[i])] = root(node.output[0])
+    widest: dict[str, Range] = {}
+    for name, r in ranges.items():
+        have = widest.get(root(name), r)
+        widest[root(name)] = Range(min(have.low, r.low), max(have.high, r.high))
+    return {name: widest[root(name)] for name in ranges}

@@ -1,0 +1,111 @@
+"""Q/DQ graphs that are wrong on purpose, to measure what each rule of placement is worth. Lesson 06.
+
+Every function takes a graph that `qdq.insert_qdq` made for TensorRT and returns a copy with one rule broken everywhere.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from trtkit import quant
+from trtkit.calib import Range
+from trtkit.placement import ACTIVATIONS
+from trtkit.qdq_nodes import pair
+
+DQ = "DequantizeLinear"
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+
+
+def _replace(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> None:
+    for i in model.graph.initializer:
+        if i.name in values:
+            i.CopyFrom(numpy_helper.from_array(values[i.name], i.name))
+
+
+def weights_per_tensor(model: onnx.ModelProto) -> onnx.ModelProto:
+    """One scale for all output channels of a convolution's weights."""
+    broken, constants = _copy(model), _constants(model)
+    writers = {node.output[0]: node for node in broken.graph.node}
+    values = {}
+    for conv in (n for n in broken.graph.node if n.op_type == "Conv" and n.input[1] in writers):
+        codes, scale, zero_point = writers[conv.input[1]].input
+        weight = constants[codes] * constants[scale].reshape(-1, 1, 1, 1)
+        q = quant.symmetric_qparams(np.abs(weight).max())
+        values |= {codes: quant.quantize(weight, q), scale: q.scale, zero_point: q.zero_point}
+    _replace(broken, values)
+    return broken
+
+
+def bias_in_8_bits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Biases of quantized convolutions as INT8 codes with one scale."""
+    broken, constants = _copy(model), _constants(model)
+    nodes, extra, writers = [], [], {node.output[0]: node.op_type for node in model.graph.node}
+    for node in broken.graph.node:
+        if node.op_type == "Conv" and writers.get(node.input[1]) == DQ:
+            q = quant.symmetric_qparams(np.abs(constants[node.input[2]]).max())
+            codes = numpy_helper.from_array(quant.quantize(constants[node.input[2]], q), node.name + ".bias_codes")
+            extra.append(codes)
+            dq = pair(node.name + ".bias", q, extra)[1]
+            dq.input[0] = codes.name
+            nodes.append(dq)
+            node.input[2] = dq.output[0]
+        nodes.append(node)
+    return _with(broken, nodes, extra)
+
+
+def pairs_before_activations(model: onnx.ModelProto, table: Mapping[str, Range]) -> onnx.ModelProto:
+    """A pair between each convolution and its activation, with the range that the table has for it."""
+    broken = _copy(model)
+    nodes, extra, writers = [], [], {node.output[0]: node.op_type for node in model.graph.node}
+    for node in broken.graph.node:
+        if node.op_type in ACTIVATIONS and writers.get(node.input[0]) == "Conv":
+            nodes += pair(node.input[0], quant.symmetric_qparams(table[node.input[0]].amax), extra)
+            node.input[0] += "_dq"
+        nodes.append(node)
+    return _with(broken, nodes, extra)
+
+
+def pairs_on_both_residuals(model: onnx.ModelProto, table: Mapping[str, Range]) -> onnx.ModelProto:
+    """A pair on the other input of each residual Add too."""
+    broken = _copy(model)
+    nodes, extra, writers = [], [], {node.output[0]: node.op_type for node in model.graph.node}
+    for node in broken.graph.node:
+        inputs = range(2) if node.op_type == "Add" and DQ in [writers.get(name) for name in node.input] else ()
+        for i in inputs:
+            if writers.get(node.input[i]) != DQ:
+                nodes += pair(node.input[i], quant.symmetric_qparams(table[node.input[i]].amax), extra)
+                node.input[i] += "_dq"
+        nodes.append(node)
+    return _with(broken, nodes, extra)
+
+
+def _with(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], extra: list[onnx.TensorProto]
+) -> onnx.ModelProto:
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(extra)
+    onnx.checker.check_model(model)
+    return model
+
+
+def narrowed(table: Mapping[str, Range], tensor: str, factor: float = 50) -> dict[str, Range]:
+    """A copy of a table in which one tensor's range is `factor` times too narrow, as after a bad calibration.
+
+    Raises:
+        ValueError: the table has no such tensor.
+    """
+    if tensor not in table:
+        raise ValueError(f"tensor: got {tensor!r}, expected a name of the table, such as {next(iter(table))!r}")
+    return {**table, tensor: Range(table[tensor].low / factor, table[tensor].high / factor)}
