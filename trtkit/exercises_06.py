@@ -44,8 +44,8 @@ EXERCISES = {
         (
             "a pair is misplaced when three things hold: Conv before the Q, DQ behind it, an activation behind that",
             "a Conv may have a Conv behind its pair, which is fine; and the chain may end right behind a Q",
-            "look at windows of four: for i, four in enumerate(zip(chain, chain[1:], chain[2:], chain[3:])): if "
-            "four[:3] == ('Conv', 'Q', 'DQ') and four[3] in ('Relu', 'LeakyRelu'), then i + 1 is one",
+            "look at windows of four: return [i + 1 for i, four in enumerate(zip(chain, chain[1:], chain[2:], "
+            "chain[3:])) if four[:3] == ('Conv', 'Q', 'DQ') and four[3] in ('Relu', 'LeakyRelu')]",
         ),
     ),
 }

@@ -115,7 +115,7 @@ def mixed_precision(
             fontsize=9)
     ax.axvline(chosen, color=FP32_COLOR, lw=1.5, label=f"{chosen} parts in float reach it")
     ax.set(xlabel="parts in float, most harmful first", ylabel="SQNR of the output, dB")
-    ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.15))
+    ax.legend(frameon=False, loc="upper left")
     ax.spines[["top", "right"]].set_visible(False)
     plt.show()
     plt.close(figure)
