@@ -20,16 +20,22 @@ from trtkit import calib, data, draw, engine, evaluate, export, models, qdq, sce
 CALIB_IMAGES = 32
 
 
-def quantized(graph: Path, folder: Path) -> Path:
-    """Lesson 12's recipe: the largest values seen, CPU target, heads and first convolution float."""
+def calibrated(graph: Path, folder: Path) -> dict[str, calib.Range]:
+    """The largest values seen in `CALIB_IMAGES` images: lesson 12's table."""
     model = onnx.load(graph)
     names = qdq.activation_names(model)
     onnx.save(export.expose_tensors(model, names[1:]), folder / "exposed.onnx")
     with engine.load(engine.build(folder / "exposed.onnx")) as runner:
         batches = [yolo.letterbox(s.img_hwc_u8)[0] for s in data.load_split("calib", CALIB_IMAGES, progress=False)]
         seen = calib.collect(lambda x: {"images": x, **runner.infer({"images": x})}, batches, progress=False)
+    return calib.ranges(seen, "max")
+
+
+def quantized(graph: Path, folder: Path) -> Path:
+    """Lesson 12's recipe: its table, CPU target, heads and first convolution float."""
+    model = onnx.load(graph)
     skip = [*qdq.head_convs(model), qdq.conv_names(model)[0]]
-    onnx.save(qdq.insert_qdq(model, calib.ranges(seen, "max"), target="cpu", skip=skip), folder / "int8.onnx")
+    onnx.save(qdq.insert_qdq(model, calibrated(graph, folder), target="cpu", skip=skip), folder / "int8.onnx")
     return folder / "int8.onnx"
 
 

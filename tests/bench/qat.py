@@ -20,22 +20,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from first_light import calibrated
 
-from trtkit import calib, data, engine, evaluate, export, models, qat, qdq, yolo
+from trtkit import calib, data, engine, evaluate, export, models, qat, qdq
 
 WEIGHTS = "weights/yolov3_w025.safetensors"
-CALIB_IMAGES = 32
-
-
-def calibrated(graph: Path, folder: Path) -> dict[str, calib.Range]:
-    """The largest values seen in `CALIB_IMAGES` images, lesson 12's table."""
-    model = onnx.load(graph)
-    names = qdq.activation_names(model)
-    onnx.save(export.expose_tensors(model, names[1:]), folder / "exposed.onnx")
-    with engine.load(engine.build(folder / "exposed.onnx")) as runner:
-        batches = [yolo.letterbox(s.img_hwc_u8)[0] for s in data.load_split("calib", CALIB_IMAGES, progress=False)]
-        seen = calib.collect(lambda x: {"images": x, **runner.infer({"images": x})}, batches, progress=False)
-    return calib.ranges(seen, "max")
 
 
 def scored(graph: Path, test: list) -> dict[str, float]:
