@@ -27,7 +27,7 @@ def test_each_breaks_its_rule_at_every_place_and_no_other(tiny):
     broken = {
         "bias": (planted.bias_in_8_bits(good), convs),
         "before_activation": (planted.pairs_before_activations(good, table), leakies),
-        "residual": (planted.pairs_on_both_residuals(good, table), adds),
+        "residual": (planted.pairs_on_shortcuts_alone(good), adds),
     }
     before = good.SerializeToString()
     (expected,) = _run(good, images, folder, "good")

@@ -11,6 +11,7 @@ from onnxruntime.quantization import CalibrationDataReader
 from torch import nn
 
 from trtkit import calib, engine, export, qdq, quant
+from trtkit.lint import lint
 from trtkit.models import Residual, conv_bn_leaky
 
 
@@ -161,9 +162,6 @@ def test_every_quantize_has_its_dequantize_with_the_same_parameters(case, target
 
 def test_quantized_convolutions_hold_per_channel_int8_weights(case, target):
     g, floats = Graph(case.quantize(target)), Graph(case.model)
-    # Shared constants go through Identity in the float graph; follow them.
-    for identity in floats.of("Identity"):
-        floats.constants[identity.output[0]] = floats.constants[identity.input[0]]
     original = {n.name: n for n in floats.of("Conv")}
     quantized = [n for n in g.of("Conv") if n.name not in case.heads]
     assert len(quantized) == len(original) - len(case.heads) > 0
@@ -213,15 +211,13 @@ def test_tensorrt_gets_no_pair_between_a_convolution_and_its_activation(case):
         assert "DequantizeLinear" not in [g.kind(name) for name in node.input]
 
 
-def test_tensorrt_gets_a_pair_on_exactly_one_input_of_each_residual_add(case):
+def test_tensorrt_gets_a_pair_on_both_inputs_of_an_add_behind_an_activation(case):
     g = Graph(case.quantize("trt"))
     assert g.of("Add")
     for node in g.of("Add"):
-        kinds = [g.kind(name) for name in node.input]
-        assert kinds.count("DequantizeLinear") == 1
-        # The other input comes straight from the fused convolution; the pair is on the shortcut.
-        (direct,) = [name for name in node.input if g.kind(name) != "DequantizeLinear"]
-        assert g.kind(direct) == "LeakyRelu"
+        sources = [g.writer[g.writer[name].input[0]].input[0] for name in node.input]      # before DQ, before Q
+        assert [g.kind(name) for name in node.input] == ["DequantizeLinear"] * 2
+        assert "LeakyRelu" in [g.kind(name) for name in sources]
 
 
 def test_the_cpu_gets_pairs_on_all_inputs_of_every_operator_on_the_way(case):
@@ -372,13 +368,20 @@ def test_convolutions_that_share_weights_are_each_quantized(tmp_path, target):
     assert _mean_sqnr(case.float_outputs, outputs) > 20
 
 
-def test_an_untrained_network_whose_equal_biases_the_exporter_merges_runs_in_integers(tmp_path):
+def test_an_untrained_network_whose_equal_biases_the_exporter_merges_runs_in_integers(tmp_path, target):
     torch.manual_seed(0)
     case = _export(Tiny(8).eval(), tmp_path)
-    assert any(n.op_type == "Identity" for n in case.model.graph.node), "the exporter no longer merges; drop this test"
-    quantized = case.quantize("cpu")
-    assert _optimized_kinds(quantized, tmp_path)["QLinearConv"] == len(qdq.conv_names(case.model)) - 1
-    assert _mean_sqnr(case.float_outputs, _run(quantized, case.images, tmp_path, "cpu")) > 15
+    biases = collections.Counter(n.input[2] for n in case.model.graph.node if n.op_type == "Conv")
+    assert max(biases.values()) > 1, "the exporter no longer merges; drop this test"
+    quantized = case.quantize(target)
+    for model in (case.model, quantized):
+        assert not Graph(model).of("Identity")
+    convs = Graph(quantized).of("Conv")
+    kinds = {Graph(quantized).kind(n.input[2]) for n in convs if n.name not in case.heads}
+    assert kinds == {"constant" if target == "trt" else "DequantizeLinear"}
+    if target == "cpu":
+        assert _optimized_kinds(quantized, tmp_path)["QLinearConv"] == len(convs) - 1
+    assert _mean_sqnr(case.float_outputs, _run(quantized, case.images, tmp_path, target)) > 15
 
 
 class _BothFeedConvolutions(nn.Module):
@@ -395,12 +398,14 @@ class _BothFeedConvolutions(nn.Module):
         return self.predict(self.c(z) + (y + z))
 
 
-def test_tensorrt_gets_one_pair_where_both_inputs_of_an_add_have_one_to_give(tmp_path):
+def test_where_no_convolution_takes_the_add_over_what_has_a_pair_is_read_behind_it(tmp_path):
     torch.manual_seed(0)
     case = _export(randomize_batchnorm(_BothFeedConvolutions()), tmp_path)
-    g = Graph(qdq.insert_qdq(case.model, case.table, target="trt"))
-    kinds = [sorted(g.kind(name) for name in node.input) for node in g.of("Add")]
-    assert ["DequantizeLinear", "LeakyRelu"] in kinds and ["DequantizeLinear"] * 2 not in kinds
+    model = qdq.insert_qdq(case.model, case.table, target="trt")
+    g = Graph(model)
+    kinds = sorted(sorted(g.kind(name) for name in node.input) for node in g.of("Add"))
+    assert kinds == [["Add", "DequantizeLinear"], ["DequantizeLinear"] * 2]
+    assert not [f for f in lint(model, "trt") if f.rule == "residual"]
     for target in qdq.TARGETS:
         assert _mean_sqnr(case.float_outputs, _run(case.quantize(target), case.images, tmp_path, target)) > 20
 

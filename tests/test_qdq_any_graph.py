@@ -182,6 +182,54 @@ def test_a_shortcut_that_is_a_convolution_gets_the_one_pair_for_tensorrt(tmp_pat
     assert _mean_sqnr(_run(model, images, tmp_path, "f"), _run(quantized, images, tmp_path, "q")) > 30
 
 
+BRANCHES = {"conv": ["Conv"], "leaky": ["Conv", "LeakyRelu"], "add": ["Neg"], "stem": []}
+
+
+def _joined(left: str, right: str, left_read: bool) -> onnx.ModelProto:
+    """stem -> (left, right) -> Add -> head; `left_read`: another convolution reads the left branch too."""
+    rng = np.random.default_rng(0)
+    nodes, constants = [], []
+
+    def layer(op_type: str, source: str, name: str) -> str:
+        weight = []
+        if op_type == "Conv":
+            weight = [name + "_w"]
+            constants.append(numpy_helper.from_array(rng.normal(size=(4, 4, 1, 1)).astype(np.float32), weight[0]))
+        nodes.append(helper.make_node(op_type, [source, *weight], [name], name))
+        return name
+
+    ends = {}
+    stem = layer("LeakyRelu", layer("Conv", "images", "stem"), "stem_leaky")
+    for side, kind in (("left", left), ("right", right)):
+        ends[side] = stem
+        for op_type in BRANCHES[kind]:
+            ends[side] = layer(op_type, ends[side], f"{side}_{op_type}")
+    nodes.append(helper.make_node("Add", [ends["left"], ends["right"]], ["sum"], "sum"))
+    outputs = [layer("Conv", "sum", "head")] + ([layer("Conv", ends["left"], "other")] if left_read else [])
+    values = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4, 8, 8]) for n in ("images", *outputs)]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("left_read", [False, True])
+@pytest.mark.parametrize("right", BRANCHES)
+@pytest.mark.parametrize("left", BRANCHES)
+def test_an_add_that_a_convolution_takes_over_reads_its_shortcut_in_codes_any_other_both(tmp_path, left, right, left_read):
+    model = _joined(left, right, left_read)
+    quantized = qdq.insert_qdq(model, {n: calib.Range(-9, 9) for n in qdq.activation_names(model)}, target="trt")
+    g = Graph(quantized)
+    (add,) = g.of("Add")
+    in_codes = [g.kind(name) == "DequantizeLinear" for name in add.input]
+    fused = [left == "conv" and not left_read, right == "conv"]
+    if sum(fused) == 1:
+        assert in_codes == [not f for f in fused]
+    elif not any(fused) and "leaky" in (left, right) and left != "add":
+        assert in_codes == [True, True] or not (left_read or "stem" in (left, right))
+    assert sum(in_codes) >= (1 if {"conv", "leaky", "stem"} & {left, right} else 0)
+    assert not [f for f in lint(quantized, "trt") if f.rule == "residual"]
+    onnx.save(quantized, tmp_path / "m.onnx")
+
+
 def test_shapes_that_a_graph_computes_are_no_activations(tmp_path):
     """Shape, Gather and an INT64 Concat before a Reshape: none of them has a range."""
     class Shaped(nn.Module):

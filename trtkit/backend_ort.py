@@ -1,6 +1,8 @@
 """ONNX Runtime on the CPU: the backend that every machine has. Lesson 00."""
 
+import json
 import platform
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +30,12 @@ def environment() -> str:
     return f"onnxruntime {ort.__version__} {platform.machine()} {flags}"
 
 
-def _session(path: Path, config: BuildConfig, *, optimized_path: Path | None = None) -> ort.InferenceSession:
+def _session(
+    path: Path, config: BuildConfig, *, optimized_path: Path | None = None, profile_prefix: str = ""
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
+    if profile_prefix:
+        options.enable_profiling, options.profile_file_prefix = True, profile_prefix
     options.intra_op_num_threads = config.threads
     options.log_severity_level = 3                      # errors only; they come as exceptions too
     # ORT's threads keep spinning for a while after a run; two runners in one process then take each other's cores and
@@ -54,11 +60,17 @@ def build(graph: Path, plan: Path, config: BuildConfig) -> None:
     _session(graph, config, optimized_path=plan)
 
 
+def load(plan: Path, config: BuildConfig) -> "OrtRunner":
+    """A runner of a plan that `build` made."""
+    return OrtRunner(plan, config)
+
+
 class OrtRunner:
     """A plan in an ORT session; see `engine.Runner`."""
 
     def __init__(self, plan: Path, config: BuildConfig):
         self._session: ort.InferenceSession | None = _session(plan, config)
+        self._plan, self._config = plan, config
         self.inputs = {i.name: _spec(i) for i in self._session.get_inputs()}
         self.outputs = {o.name: _spec(o) for o in self._session.get_outputs()}
         self.label = f"onnxruntime {ort.__version__} · CPU {config.threads} threads"
@@ -72,6 +84,27 @@ class OrtRunner:
             return dict(zip(self.outputs, self._session.run(None, feed), strict=True))
         except Exception as e:
             raise BackendError(f"{self.label}: {e}") from e
+
+    def layer_times(self, feed: dict[str, np.ndarray], runs: int) -> list[list[tuple[str, float]]]:
+        """Milliseconds of each node that ran, by ORT's own profiler, in a session of its own.
+
+        Args:
+            feed: of `infer`.
+            runs: how often; one more comes first and is left out.
+
+        Returns:
+            One list per run: (name, ms) in the order in which the nodes ran; ORT counts whole microseconds.
+        """
+        self.infer(feed)                                # says what is wrong with the feed, or that this is closed
+        with tempfile.TemporaryDirectory() as folder:
+            session = _session(self._plan, self._config, profile_prefix=f"{folder}/run")
+            for _ in range(runs + 1):
+                session.run(None, feed)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        starts = sorted(e["ts"] for e in events if e["name"] == "model_run")[1:]
+        nodes = sorted((e for e in events if e["cat"] == "Node"), key=lambda e: e["ts"])
+        return [[(e["name"].removesuffix("_kernel_time"), e["dur"] / 1000) for e in nodes if start <= e["ts"] < end]
+                for start, end in zip(starts, [*starts[1:], float("inf")], strict=True)]
 
     def close(self) -> None:
         """Free the session; a second call does nothing."""

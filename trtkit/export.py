@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from trtkit.files import replacing
+from trtkit.wiring import fold_identities
 
 if TYPE_CHECKING:           # imported where it is used: lessons without PyTorch need the rest
     from torch import nn
@@ -80,7 +81,9 @@ def export_onnx(
                 dynamo=False,
             )
         graph = onnx.load(temporary)
+        fold_identities(graph.graph)
         onnx.checker.check_model(graph)
+        onnx.save(graph, temporary)
         left = [n.name for n in graph.graph.node if n.op_type == "BatchNormalization"]
         if left:
             raise ValueError(f"export: got {len(left)} BatchNormalization nodes (first {left[0]}), expected none; "

@@ -21,6 +21,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())         # else a power cut can leave the new name on empty blocks
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

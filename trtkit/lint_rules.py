@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from trtkit.placement import ACTIVATIONS, MOVERS, WEIGHTED, data_inputs, from_weighted
+from trtkit.placement import ACTIVATIONS, MOVERS, WEIGHTED, behind_activation, data_inputs, from_weighted, fusable
 from trtkit.wiring import Wiring
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
@@ -118,17 +118,38 @@ def _before_activation(wires: Wiring, target: str) -> Iterator[Fault]:
 
 
 def _residual(wires: Wiring, target: str) -> Iterator[Fault]:
+    """A convolution that writes to the Add itself takes it over, and reads the shortcut's codes; else both are codes."""
     quantized = _quantized(wires)
     for node in wires.nodes if target == "trt" else ():
         if node.op_type != "Add" or not all(wires.is_activation(name) for name in node.input):
             continue
-        behind = [wires.writer_type(name) == DQ for name in node.input]
-        if all(behind):
-            yield Fault("residual", "warning", node.name, "got Q/DQ on both inputs, expected one: the Add cannot fuse "
-                        "into the convolution before it", "keep the pair on the shortcut, drop the other")
-        elif not any(behind) and any(from_weighted(wires, name, quantized) for name in node.input):
-            yield Fault("residual", "warning", node.name, "got Q/DQ on no input, expected it on the shortcut: the Add "
-                        "reads it in float", "put a pair on the shortcut")
+        paired = [wires.writer_type(name) == DQ for name in node.input]
+        sources = [_before_pair(wires, name) for name in node.input]
+        # A pair that others read too is there anyhow.
+        fused = [fusable(wires, source, quantized) and len(wires.readers[name]) == 1
+                 for source, name in zip(sources, node.input, strict=True)]
+        found = fix = ""
+        if not any(paired) and any(from_weighted(wires, name, quantized) for name in sources):
+            found, fix = "no input, expected it on the shortcut: the Add reads it in float", "put a pair on the shortcut"
+        elif all(paired) and any(fused):
+            found = "both inputs, expected one: the Add cannot fuse into the convolution before it"
+            fix = "keep the pair on the shortcut, drop the other"
+        elif sum(paired) == 1 and sum(fused) == 1 and fused[paired.index(True)]:
+            found = "the convolution's output, expected it on the shortcut: the Add cannot fuse into that convolution"
+            fix = "move the pair to the other input"
+        elif sum(paired) == 1 and behind_activation(wires, sources[paired.index(False)], quantized):
+            found = ("one input, expected both: an activation stands before the Add, which so is a kernel of its own, "
+                     "reads the other input in float and needs a conversion")
+            fix = "put a pair on the other input too"
+        if found:
+            yield Fault("residual", "warning", node.name, f"got Q/DQ on {found}", fix)
+
+
+def _before_pair(wires: Wiring, name: str) -> str:
+    """The float tensor that a DQ's codes were made from; the tensor itself where it is no such thing."""
+    if wires.writer_type(name) != DQ or wires.writer_type(wires.writer[name].input[0]) != Q:
+        return name
+    return wires.writer[wires.writer[name].input[0]].input[0]
 
 
 def _requantized(wires: Wiring, target: str) -> Iterator[Fault]:

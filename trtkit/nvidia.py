@@ -5,6 +5,7 @@ TensorRT without a device raises odd errors and its runtime ends the process, so
 slice, missing rights); the fact is then empty or None.
 """
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -71,6 +72,24 @@ def nvml_module() -> ModuleType | None:
     import pynvml
 
     return pynvml
+
+
+def cuda_problem() -> str:
+    """Why CUDA finds no device here, and what to do; "" where it finds one.
+
+    Asks the driver itself. TensorRT must not be touched before: without a device its builder raises TypeError and its
+    runtime ends the process.
+    """
+    count = ctypes.c_int(0)
+    try:
+        libcuda = ctypes.CDLL("libcuda.so.1")
+        error = libcuda.cuInit(0) or libcuda.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):           # no such library, or a stand-in for it that was meant for linking
+        return "no NVIDIA driver here; every lesson runs on the CPU, trtkit doctor says more"
+    if error or not count.value:
+        hint = " (CUDA_VISIBLE_DEVICES hides it)" if os.environ.get("CUDA_VISIBLE_DEVICES") is not None else ""
+        return f"the NVIDIA driver shows no GPU{hint}, CUDA error {error}; trtkit doctor says what to do"
+    return ""
 
 
 def read(root: Path = ROOT, env: Mapping[str, str] = os.environ, nvml: object | None = None) -> Nvidia:

@@ -3,9 +3,12 @@
 target="cpu" (ONNX Runtime): a pair on both sides of every operator that has an integer kernel, LeakyRelu included,
     since ORT fuses none of them. Two exceptions: none before a Relu, which ORT drops since UINT8 codes clip at zero
     anyhow, and none between a MatMul and the constant that is added to it.
-target="trt" (TensorRT): a pair at the inputs of Conv, Gemm and MatMul, and at one input of a residual Add. None
-    between a convolution and its activation, which TensorRT fuses. Operators that only move numbers get none either:
-    TensorRT moves a Q up through them, which is free where both sides share one scale.
+target="trt" (TensorRT): a pair at the inputs of Conv, Gemm and MatMul, and of a residual Add: on the shortcut, and on
+    the other input too where an activation stands between the convolution and the Add, as in YOLOv3. The Add cannot
+    be fused into the convolution then, so both should write and read 8 bits: measured on an H100, one pair per Add
+    cost 23 conversions to FP16 and 0.06 ms of 0.85. No pair between a convolution and its activation, which TensorRT
+    fuses. Operators that only move numbers get none either: TensorRT moves a Q up through them, which is free where
+    both sides share one scale.
 
 Source: TensorRT developer guide, "Explicit Quantization"; ORT's documentation, "Quantize ONNX models".
 """
@@ -99,17 +102,21 @@ def _place_trt(wires: Wiring, feeds: set[str], quantized: set[str]) -> Placement
              for i in data_inputs(node) if node.input[i] in feeds}
     for node in wires.nodes:
         if node.op_type == "Add" and _is_join(wires, node) and (i := _shortcut(wires, node, paired, quantized)) >= 0:
-            paired.add(node.input[i])
-            reads.add((node.output[0], i))
+            for j in (i, 1 - i) if behind_activation(wires, node.input[1 - i], quantized) else (i,):
+                paired.add(node.input[j])
+                reads.add((node.output[0], j))
     return Placement(paired, reads)
 
 
 def _shortcut(wires: Wiring, node: onnx.NodeProto, paired: set[str], quantized: set[str]) -> int:
-    """Index of the input of a residual Add that gets the pair, -1 where none does.
+    """Index of the input of a residual Add that is its shortcut, -1 where nothing is quantized.
 
-    TensorRT fuses the Add into the convolution that writes the other input, and reads the shortcut in 8 bits. The
-    shortcut is what has codes already, or else what is there first.
+    TensorRT fuses the Add into a convolution that writes the other input itself, and reads the shortcut in 8 bits.
+    Where no input is such a convolution's, or both, the shortcut is what has codes already, or what is there first.
     """
+    fused = [i for i, name in enumerate(node.input) if fusable(wires, name, quantized)]
+    if len(fused) == 1:
+        return 1 - fused[0]
     ready = [i for i, name in enumerate(node.input) if name in paired]
     if ready:
         return ready[0]
@@ -117,6 +124,18 @@ def _shortcut(wires: Wiring, node: onnx.NodeProto, paired: set[str], quantized: 
     if not any(from_weighted(wires, name, quantized) for name in node.input):
         return -1
     return min(range(2), key=lambda i: order.get(node.input[i], -1))
+
+
+def fusable(wires: Wiring, name: str, quantized: set[str]) -> bool:
+    """Whether an Add that reads a tensor can be fused into the quantized operator that writes it for nobody else."""
+    node = wires.writer.get(name)
+    return (node is not None and node.op_type in WEIGHTED and node.name in quantized
+            and len(wires.readers[name]) == 1 and name not in wires.outputs)
+
+
+def behind_activation(wires: Wiring, name: str, quantized: set[str]) -> bool:
+    """Whether a tensor comes from a quantized Conv, Gemm or MatMul through an activation."""
+    return wires.writer_type(name) in ACTIVATIONS and from_weighted(wires, name, quantized)
 
 
 def from_weighted(wires: Wiring, name: str, quantized: set[str]) -> bool:

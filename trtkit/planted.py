@@ -3,7 +3,7 @@
 Every function takes a graph that `qdq.insert_qdq` made for TensorRT and returns a copy with one rule broken everywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from trtkit.calib import Range
 from trtkit.placement import ACTIVATIONS
 from trtkit.qdq_nodes import pair
 
-DQ = "DequantizeLinear"
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -76,26 +76,33 @@ def pairs_before_activations(model: onnx.ModelProto, table: Mapping[str, Range])
     return _with(broken, nodes, extra)
 
 
-def pairs_on_both_residuals(model: onnx.ModelProto, table: Mapping[str, Range]) -> onnx.ModelProto:
-    """A pair on the other input of each residual Add too."""
+def pairs_on_shortcuts_alone(model: onnx.ModelProto) -> onnx.ModelProto:
+    """No pair on the later input of each Add that reads two: right behind a convolution, wrong behind an activation."""
     broken = _copy(model)
-    nodes, extra, writers = [], [], {node.output[0]: node.op_type for node in model.graph.node}
+    writers = {node.output[0]: node for node in broken.graph.node}
+    order = {node.output[0]: i for i, node in enumerate(broken.graph.node)}
     for node in broken.graph.node:
-        inputs = range(2) if node.op_type == "Add" and DQ in [writers.get(name) for name in node.input] else ()
-        for i in inputs:
-            if writers.get(node.input[i]) != DQ:
-                nodes += pair(node.input[i], quant.symmetric_qparams(table[node.input[i]].amax), extra)
-                node.input[i] += "_dq"
-        nodes.append(node)
-    return _with(broken, nodes, extra)
+        pairs = [writers[name] for name in node.input if name in writers and writers[name].op_type == DQ]
+        if node.op_type == "Add" and len(pairs) == 2:
+            later = max(pairs, key=lambda dq: order[dq.output[0]])
+            source = writers[later.input[0]].input[0]
+            node.input[:] = [source if name == later.output[0] else name for name in node.input]
+    for _ in range(2):                                      # a DQ that nobody reads, then its Q
+        read = {name for node in broken.graph.node for name in node.input}
+        kept = [n for n in broken.graph.node if n.op_type not in (Q, DQ) or n.output[0] in read]
+        broken = _with(broken, kept, [])
+    return broken
 
 
 def _with(
-    model: onnx.ModelProto, nodes: list[onnx.NodeProto], extra: list[onnx.TensorProto]
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], extra: Sequence[onnx.TensorProto]
 ) -> onnx.ModelProto:
-    del model.graph.node[:]
+    """The model with other nodes, more initializers, and without those that nobody reads."""
+    read = {name for node in nodes for name in node.input}
+    initializers = [i for i in (*model.graph.initializer, *extra) if i.name in read]
+    del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
-    model.graph.initializer.extend(extra)
+    model.graph.initializer.extend(initializers)
     onnx.checker.check_model(model)
     return model
 

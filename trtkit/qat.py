@@ -86,8 +86,8 @@ def _steps(
         elif node.op_type == "Resize" and attributes["mode"] == b"nearest":
             factors = tuple(float(f) for f in constants[inputs[2]][2:])
             steps.append((partial(F.interpolate, scale_factor=factors, mode="nearest"), inputs[:1], out))
-        # Stored codes and copies of constants are read from the live weights instead.
-        elif not (node.op_type in ("DequantizeLinear", "Identity") and inputs[0] in constants):
+        # Stored codes are read from the live weights instead.
+        elif not (node.op_type == "DequantizeLinear" and inputs[0] in constants):
             raise ValueError(f"prepare: got operator {node.op_type} ({node.name!r}), expected Conv, LeakyRelu, Add, "
                              "Concat or nearest Resize; add it to qat._steps")
     return steps

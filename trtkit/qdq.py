@@ -22,7 +22,7 @@ from trtkit.calib import Range
 from trtkit.half import run_in_fp16
 from trtkit.placement import CPU_OPS, JOINS, TARGETS, WEIGHTED, Placement, data_inputs, place, shared_ranges
 from trtkit.qdq_nodes import pair, quantize_weights
-from trtkit.wiring import Wiring, wiring
+from trtkit.wiring import Wiring, fold_identities, wiring
 
 RESTS = ("fp32", "fp16")
 
@@ -84,6 +84,7 @@ def insert_qdq(
     skipped = _match(skip, weighted_names(model))
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
+    fold_identities(quantized.graph)
     graph, wires = quantized.graph, wiring(quantized)
     placement = place(wires, target, set(weighted_names(model)) - skipped)
     qparams = _activation_qparams(wires, placement, table, target)
@@ -166,11 +167,11 @@ def _activation_qparams(
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Drop what nothing reads any more: pairs whose readers are all float, copies of old weights, initializers."""
+    """Drop what nothing reads any more: pairs whose readers are all float, and old weights."""
     used = {o.name for o in graph.output}
     keep = []
     for node in reversed(graph.node):                       # readers come after writers
-        constant = node.op_type in ("Identity", "Constant", "QuantizeLinear", "DequantizeLinear")
+        constant = node.op_type in ("Constant", "QuantizeLinear", "DequantizeLinear")
         if not constant or node.output[0] in used:
             used.update(node.input)
             keep.append(node)

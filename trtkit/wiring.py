@@ -73,6 +73,27 @@ def _not_float(model: onnx.ModelProto) -> set[str]:
             if v.type.tensor_type.elem_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED)}
 
 
+def fold_identities(graph: onnx.GraphProto) -> None:
+    """Let nodes read a constant itself instead of an Identity copy of it, in place.
+
+    PyTorch's exporter stores equal tensors once, such as the zero biases of fresh weights, and hands out copies. Beside
+    Q/DQ, TensorRT 8.6 takes such a bias for an activation: two more kernels per convolution, 0.15 of 0.85 ms measured.
+    """
+    source = {i.name: i.name for i in graph.initializer}
+    outputs = {o.name for o in graph.output}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in source and node.output[0] not in outputs:
+            source[node.output[0]] = source[node.input[0]]
+            continue
+        if node.op_type == "Constant":
+            source[node.output[0]] = node.output[0]
+        node.input[:] = [source.get(name, name) for name in node.input]
+        kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
 def channel_axis(node: onnx.NodeProto, i: int, ndim: int) -> int | None:
     """Axis of the output channels in input i of a Conv, Gemm or MatMul; None where it has no such axis.
 

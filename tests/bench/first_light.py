@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import cv2
-import numpy as np
 import onnx
 import torch
 
 from trtkit import calib, data, draw, engine, evaluate, export, models, qdq, scenes, yolo
+from trtkit.profiling import interleaved
 
 CALIB_IMAGES = 32
 
@@ -39,23 +39,12 @@ def quantized(graph: Path, folder: Path) -> Path:
     return folder / "int8.onnx"
 
 
-def median_ms(actions: dict, rounds: int) -> dict[str, float]:
-    """Median wall time of each action; they take turns, so that a busy machine hurts all alike."""
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(rounds):
-        for name, action in actions.items():
-            start = time.perf_counter()
-            action()
-            times[name].append(1000 * (time.perf_counter() - start))
-    return {name: float(np.median(ms)) for name, ms in times.items()}
-
-
 def model_times(model: torch.nn.Module, folder: Path, rounds: int) -> dict[str, engine.Runner]:
     """Print the INT8/FP32 ratio of a network's model time and return both runners."""
     graph = export.export_onnx(model, folder / "fp32.onnx")
     runners = {"FP32": engine.load(engine.build(graph)), "INT8": engine.load(engine.build(quantized(graph, folder)))}
     x = yolo.letterbox(scenes.render(0).img_hwc_u8)[0]
-    ms = median_ms({k: lambda r=r: r.infer({"images": x}) for k, r in runners.items()}, rounds)
+    ms = interleaved({k: lambda r=r: r.infer({"images": x}) for k, r in runners.items()}, rounds).median_ms
     print(f"width {model.width:g}: FP32 {ms['FP32']:.1f} ms, INT8 {ms['INT8']:.1f} ms, "
           f"ratio {ms['INT8'] / ms['FP32']:.3f}  (target <= 0.4)   {runners['INT8'].label}")
     return runners
@@ -88,7 +77,7 @@ def main() -> None:
     x, placement = yolo.letterbox(image)
     heads = list(runners["INT8"].infer({"images": x}).values())
     found = yolo.postprocess(heads, placement)
-    ms = median_ms(
+    ms = interleaved(
         {
             "letterbox": lambda: yolo.letterbox(image),
             "decode+nms": lambda: yolo.postprocess(heads, placement),
@@ -96,7 +85,7 @@ def main() -> None:
             "draw": lambda: draw.annotate(image, found, scenes.CLASSES),
         },
         args.rounds,
-    )
+    ).median_ms
     share = (ms["letterbox"] + ms["decode+nms"]) / ms["infer"]
     print(", ".join(f"{k} {v:.2f} ms" for k, v in ms.items()), f"-> share {share:.2f}  (target <= 0.35)")
 

@@ -1,0 +1,62 @@
+"""What the GPU tests share: a small network in three precisions, and its engines, built once per session.
+
+A build takes TensorRT 8.6 some seconds even for four convolutions; so tests that need another plan copy the cache.
+"""
+
+import shutil
+from types import SimpleNamespace
+
+import onnx
+import pytest
+
+from trtkit import calib, engine, export, half, qdq
+
+from .small_net import CONFIG, batch, net
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory):
+    """Paths of the network by precision; INT8's last convolution stays float, as a head does."""
+    folder = tmp_path_factory.mktemp("graphs")
+    model = net()
+    paths = {precision: folder / f"net_{precision}.onnx" for precision in ("fp32", "fp16", "int8")}
+    onnx.save(model, paths["fp32"])
+    onnx.save(half.to_fp16(model), paths["fp16"])
+    onnx.save(export.expose_tensors(model, qdq.activation_names(model)[1:]), folder / "exposed.onnx")
+    with engine.load(engine.build(folder / "exposed.onnx", backend="ort")) as runner:
+        seen = calib.collect(lambda x: {"x": x, **runner.infer({"x": x})}, [batch(4, s) for s in range(8)],
+                             progress=False)
+    quantized = qdq.insert_qdq(model, calib.ranges(seen, "max"), target="trt", skip=["y"])
+    onnx.save(quantized, paths["int8"])
+    return SimpleNamespace(**paths)
+
+
+@pytest.fixture(scope="session")
+def plans(graphs):
+    """TensorRT plans of the three graphs, for batches of 1 to 4."""
+    return SimpleNamespace(**{p: engine.build(g, CONFIG, backend="trt") for p, g in vars(graphs).items()})
+
+
+@pytest.fixture(scope="session")
+def expected(graphs):
+    """What ONNX Runtime makes of an input: `expected(precision, x)`."""
+    runners = {p: engine.load(engine.build(g, backend="ort")) for p, g in vars(graphs).items()}
+    yield lambda precision, x: runners[precision].infer({"x": x})
+    for runner in runners.values():
+        runner.close()
+
+
+@pytest.fixture
+def runner(plans):
+    """An open runner of the FP32 engine, this test's own."""
+    with engine.load(plans.fp32) as r:
+        yield r
+
+
+@pytest.fixture
+def own_cache(plans, tmp_path, monkeypatch):
+    """A copy of the cache with all plans, for tests that damage them: `own_cache.fp32` and so on."""
+    folder = tmp_path / "cache"
+    shutil.copytree(engine.cache_dir(), folder)
+    monkeypatch.setenv("TRTKIT_CACHE", str(folder))
+    return SimpleNamespace(**{p: folder / plan.name for p, plan in vars(plans).items()})

@@ -1,0 +1,87 @@
+"""The recorder of lesson 07: what it keeps of an engine, and that a failed step costs no other."""
+
+import json
+
+import onnx
+import pytest
+from test_backend_trt import layers
+
+from trtkit import calib, engine, precision, record_07, recorded
+from trtkit.engine import BackendError
+from trtkit.qdq import activation_names
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_07.engine, "available", lambda: {"ort": "", "trt": ""})
+    monkeypatch.setattr(record_07, "histograms", lambda folder, images: {})
+    monkeypatch.setattr(record_07, "write_graphs", lambda folder, table: {})
+    return tmp_path / "h100_lesson07.json"
+
+
+def test_rows_are_short_text():
+    long = layers("INT8")[0] | {"Name": "n" * 500, "TacticName": "t" * 500}
+    (row,) = record_07.rows([long])
+    assert row == {"name": "n" * 100, "type": "CaskConvolution", "precision": "INT8", "reads": "INT8", "writes": "INT8",
+                   "tactic": "t" * 100}
+
+
+def test_the_example_is_the_inspectors_own_text():
+    conv, other = layers("INT8")[0], {"Name": "copy", "LayerType": "Reformat"}
+    assert record_07.example([other, conv, other]) == conv and record_07.example([other]) == {}
+
+
+def test_a_failed_step_leaves_the_others_and_is_told(out, monkeypatch):
+    def fails(graphs, found):
+        raise BackendError("no luck")
+
+    monkeypatch.setattr(record_07, "STEPS", {"one": lambda *_: 1, "two": fails, "three": lambda *_: 3})
+    with pytest.raises(BackendError, match="lacks two: no luck"):
+        record_07.record(out)
+    body = json.loads(out.read_text())
+    assert (body["one"], body["three"], "two" in body) == (1, 3, False)
+    monkeypatch.setattr(record_07, "STEPS", {"two": lambda *_: 2})
+    record_07.record(out, ["two"])
+    body = recorded.load(out.name, out.parent)
+    assert (body["one"], body["two"], body["three"]) == (1, 2, 3) and body["images"] == record_07.IMAGES
+
+
+def test_each_step_has_a_cache_of_its_own(out, monkeypatch, cache):
+    seen = []
+    monkeypatch.setattr(record_07, "STEPS", {s: lambda *_: seen.append(engine.cache_dir()) for s in ("one", "two")})
+    record_07.record(out)
+    assert len(set(seen)) == 2 and cache not in seen
+    assert engine.cache_dir() == cache
+
+
+def test_a_step_that_dies_leaves_what_was_before(out, monkeypatch):
+    def dies(graphs, found):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record_07, "STEPS", {"one": lambda *_: 1, "two": dies})
+    with pytest.raises(KeyboardInterrupt):
+        record_07.record(out)
+    assert json.loads(out.read_text())["one"] == 1
+
+
+def test_an_unknown_step(out):
+    with pytest.raises(ValueError, match=r"\['calibrator'\], expected some of \['era', "):
+        record_07.record(out, ["calibrator"])
+
+
+def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_07.engine, "available", lambda: {"ort": "", "trt": "no driver"})
+    with pytest.raises(BackendError, match="no driver"):
+        record_07.record(tmp_path / "x.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_graphs_are_the_detector_in_three_types(tmp_path, cache):
+    """Two images, through ORT: what the GPU run does first."""
+    found = record_07.histograms(tmp_path, 2)
+    graphs = record_07.write_graphs(tmp_path, calib.ranges(found, "max"))
+    models = {name: onnx.load(path) for name, path in graphs.items()}
+    assert len(found) == len(activation_names(models["FP32"])) and found.images == 2
+    asked = {name: set(precision.asked(model).values()) for name, model in models.items()}
+    assert asked == {"FP32": {"FP32"}, "FP16": {"FP16"}, "INT8": {"INT8"}}
+    assert [b.shape for b in record_07.batches(2, 2)] == [(2, 3, 416, 416)]

@@ -1,0 +1,222 @@
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from torch.utils.flop_counter import FlopCounterMode
+
+from trtkit import roofline
+from trtkit.costs import by_layer, costs, fused
+from trtkit.data import dataset_file
+from trtkit.export import export_onnx
+from trtkit.roofline import Device, attainable_ms, conv_macs, matmul_macs
+from trtkit.weights import STRUCTURE
+
+BOX = Device("box", {"fp32": 1.0, "fp16": 4.0}, 100.0)      # 1e12 operations and 1e11 bytes a second
+
+
+def graph(nodes, inputs: dict, weights: dict, outputs: list) -> onnx.ModelProto:
+    """A model; shapes of inputs and weights by name."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
+    constants = [onnx.numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in weights.items()]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    made = helper.make_graph(nodes, "g", values, results, constants)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)])
+
+
+# The two roofs
+
+
+def test_a_layer_takes_the_longer_of_compute_and_memory():
+    assert attainable_ms(5e8, 0, BOX) == pytest.approx(1.0)             # 1e9 operations at 1e12 a second
+    assert attainable_ms(0, 1e8, BOX) == pytest.approx(1.0)
+    assert attainable_ms(5e8, 3e8, BOX) == pytest.approx(3.0)
+    assert attainable_ms(5e8, 1, BOX, "fp16") == pytest.approx(0.25)
+
+
+@given(st.floats(1, 1e12), st.floats(1, 1e12), st.sampled_from(["fp32", "fp16"]))
+def test_the_ridge_separates_compute_from_memory(macs, moved, precision):
+    compute_ms = attainable_ms(macs, 0, BOX, precision)
+    bound_by_compute = attainable_ms(macs, moved, BOX, precision) <= compute_ms * (1 + 1e-9)
+    intensity = 2 * macs / moved
+    if abs(intensity / BOX.ridge(precision) - 1) > 1e-6:
+        assert bound_by_compute == (intensity > BOX.ridge(precision))
+
+
+def test_data_sheets_are_found_by_the_label_of_a_runner():
+    h100 = roofline.find("tensorrt 8.6.1 · NVIDIA H100 80GB HBM3")
+    assert h100.name == "H100 SXM"
+    # 132 SMs, 4,096 FP16 operations a clock each, at 1.83 GHz
+    assert h100.peak_tflops["fp16"] == pytest.approx(132 * 4096 * 1.83e9 / 1e12, rel=1e-3)
+    assert h100.peak_tflops["int8"] == pytest.approx(2 * h100.peak_tflops["fp16"], rel=1e-3)
+    assert roofline.find("tensorrt 8.6.1 · NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
+    assert roofline.find("onnxruntime 1.32.0 · CPU 2 threads") is None
+
+
+def test_yolov3_at_its_floor_on_an_h100():
+    # 65.864 GFLOP at 989.4 TFLOP/s
+    h100 = roofline.DEVICES["NVIDIA H100 80GB HBM3"]
+    assert attainable_ms(65.864e9 / 2, 0, h100, "fp16") == pytest.approx(0.0666, rel=2e-3)
+
+
+def test_bad_work_is_refused():
+    with pytest.raises(ValueError, match=r"got 'int4', expected one of \['fp16', 'fp32'\] on box"):
+        attainable_ms(1, 1, BOX, "int4")
+    with pytest.raises(ValueError, match="got -1 multiply-adds"):
+        attainable_ms(-1, 1, BOX)
+
+
+def test_the_cpu_is_as_fast_as_its_best_run(monkeypatch):
+    calls = []
+
+    def best(run, repeats):
+        run()
+        calls.append(repeats)
+        return 0.5                                  # ms, of the product and of the copy
+    monkeypatch.setattr(roofline, "_best_ms", best)
+    device = roofline.measured_cpu(size=64, copy_mib=2, repeats=7)
+    assert device.peak_tflops == {"fp32": pytest.approx(2 * 64**3 / 0.5e-3 / 1e12)}
+    assert device.bandwidth_gb_per_s == pytest.approx(2 * 2 * 2**20 / 0.5e-3 / 1e9, rel=1e-4)
+    assert calls == [7, 7]
+
+
+def test_the_first_run_does_not_count(monkeypatch):
+    durations = iter([0.001, 0.005, 0.003, 0.004])
+    now = [0.0]
+    monkeypatch.setattr(roofline, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def run():
+        now[0] += next(durations)
+    assert roofline._best_ms(run, 3) == pytest.approx(3.0)
+
+
+# Multiply-adds
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 2), st.sampled_from([1, 2]))
+def test_conv_macs_are_the_multiplications_of_the_definition(batch, channels, kernel, stride, groups):
+    """Count them with a convolution of ones, without padding: every output number is the sum of its products."""
+    c_in, c_out = channels * groups, 2 * groups
+    with torch.no_grad():
+        y = torch.nn.functional.conv2d(torch.ones(batch, c_in, 7, 6), torch.ones(c_out, channels, kernel, kernel),
+                                       stride=stride, groups=groups)
+    assert conv_macs(c_in, c_out, (kernel, kernel), tuple(y.shape[2:]), batch=batch, groups=groups) == int(y.sum())
+
+
+def test_matmul_macs():
+    assert matmul_macs(2, 3, 5, batch=7) == 7 * 2 * 3 * 5
+
+
+# A graph's costs
+
+
+def test_yolov3_is_65_86_billion_operations_layer_by_layer():
+    """The published 65.86 BFLOPs at width 1 and 80 classes, and darknet's cumulative figures on the way."""
+    model = onnx.load(dataset_file(STRUCTURE))
+    outputs = {o.name for o in model.graph.output}
+    heads = {name for n in model.graph.node if n.output[0] in outputs for name in n.input[1:]}
+    for i in model.graph.initializer:               # width 0.25 there; costs read shapes alone
+        if i.dims and (len(i.dims) == 4 or i.name.endswith("bias")):
+            i.dims[0] = 255 if i.name in heads else 4 * i.dims[0]
+        if len(i.dims) == 4 and i.dims[1] != 3:
+            i.dims[1] *= 4
+    for output in model.graph.output:
+        output.type.tensor_type.shape.dim[1].dim_value = 255
+    gflop = np.cumsum([2 * c.macs / 1e9 for c in costs(model) if c.op == "Conv"])
+    assert len(gflop) == 75
+    after = {1: 0.299, 2: 1.894, 26: 24.577, 43: 40.348, 52: 49.032, 59: 54.436, 67: 60.062, 75: 65.864}
+    assert {n: round(float(gflop[n - 1]), 3) for n in after} == after
+    # Of 61,949,149 parameters 61,895,776 are weights; folding leaves one bias of each pair of gamma and beta.
+    biases = (61_949_149 - 61_895_776 - 3 * 255) // 2 + 3 * 255
+    assert sum(c.weight_bytes for c in costs(model) if c.op == "Conv") == 4 * (61_895_776 + biases)
+
+
+def test_costs_equal_pytorchs_flop_counter(small_yolo, yolo_graph):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small_yolo(torch.zeros(2, 3, 96, 96))
+    assert 2 * sum(c.macs for c in costs(onnx.load(yolo_graph), batch=2)) == counter.get_total_flops()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_costs_of_transposed_and_matrix_operators_equal_pytorchs(tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = torch.nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2)
+            self.linear = torch.nn.Linear(7, 5)
+
+        def forward(self, x):
+            y = self.linear(self.up(x).flatten(1)[:, :7])
+            return y @ y.T
+
+    net, x = Net().eval(), torch.zeros(3, 4, 5, 5)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x)
+    torch.onnx.export(net, (x,), tmp_path / "net.onnx", dynamo=False, opset_version=17)
+    found = costs(onnx.load(tmp_path / "net.onnx"))
+    assert {"ConvTranspose", "Gemm", "MatMul"} <= {c.op for c in found}
+    assert 2 * sum(c.macs for c in found) == counter.get_total_flops()
+
+
+def test_bytes_are_those_of_every_tensor_once():
+    x, w, half = (1, 4, 8, 8), (6, 4, 3, 3), TensorProto.FLOAT16
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Cast", ["y"], ["z"], "cast", to=half),
+    ]
+    conv, cast = costs(graph(nodes, {"x": x}, {"w": w, "b": (6,)}, ["z"]))
+    assert (conv.weight_bytes, dict(conv.inputs), dict(conv.outputs)) == (4 * 222, {"x": 1024}, {"y": 1536})
+    assert conv.bytes_moved == 888 + 1024 + 1536
+    assert conv.intensity == 2 * 64 * 6 * 36 / conv.bytes_moved
+    assert (dict(cast.inputs), dict(cast.outputs), cast.macs) == ({"y": 1536}, {"z": 768}, 0)
+
+
+def test_what_stays_inside_a_fused_kernel_moves_no_bytes():
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], "first"),
+        helper.make_node("Sigmoid", ["a"], ["b"], "second"),
+        helper.make_node("Add", ["b", "a"], ["c"], "third"),
+    ]
+    parts = costs(graph(nodes, {"x": (1, 8)}, {}, ["c"]))
+    whole = fused(parts, "all", set())
+    assert (whole.op, dict(whole.inputs), dict(whole.outputs)) == ("Relu+Sigmoid+Add", {"x": 32}, {"c": 32})
+    # `third` alone in a layer still reads `a`, so the first layer must write it.
+    layers = by_layer(parts, {"one": ["first", "second"], "two": ["third"]})
+    assert dict(layers["one"].outputs) == {"a": 32, "b": 32} and dict(layers["two"].inputs) == {"b": 32, "a": 32}
+
+
+def test_a_node_that_no_layer_names_belongs_to_its_reader():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"], "conv"),
+        helper.make_node("Relu", ["y"], ["z"], "relu"),
+    ]
+    parts = costs(graph(nodes, {"x": (1, 4, 8, 8)}, {"w": (4, 4, 1, 1)}, ["z"]))
+    layers = by_layer(parts, {"kernel": ["z"], "copy": ["not in the graph"]})
+    assert list(layers) == ["kernel"]
+    assert (layers["kernel"].op, layers["kernel"].macs) == ("Conv+Relu", 64 * 16)
+
+
+def test_layers_of_any_grouping_do_all_the_work(yolo_graph, rng):
+    parts = costs(onnx.load(yolo_graph))
+    cuts = np.sort(rng.choice(np.arange(1, len(parts)), 20, replace=False))
+    groups = {f"layer {i}": [p.name for p in g] for i, g in enumerate(np.split(np.array(parts, object), cuts))}
+    layers = by_layer(parts, groups)
+    assert sum(c.macs for c in layers.values()) == sum(c.macs for c in parts)
+    assert sum(c.weight_bytes for c in layers.values()) == sum(c.weight_bytes for c in parts)
+    assert sum(c.bytes_moved for c in layers.values()) < sum(c.bytes_moved for c in parts)
+
+
+def test_a_shape_that_nobody_knows_is_named():
+    nodes = [helper.make_node("NonZero", ["x"], ["where"], "find")]
+    with pytest.raises(ValueError, match=r"node 'find': got no shape of \['where'\]"):
+        costs(graph(nodes, {"x": (3, 3)}, {}, ["where"]))
+
+
+def test_batch_takes_the_place_of_an_open_dimension(small_yolo, tmp_path):
+    model = onnx.load(export_onnx(small_yolo, tmp_path / "y.onnx", size=64))
+    one, four = (sum(c.macs for c in costs(model, batch=n)) for n in (1, 4))
+    assert four == 4 * one
