@@ -70,10 +70,10 @@ def against_roofline(
     """
     known = times[times["layer"].isin(list(costs))]
     found = [costs[layer] for layer in known["layer"]]
-    macs = np.array([cost.macs for cost in found], np.float64)
+    macs, ms = np.array([cost.macs for cost in found], np.float64), known["ms"].to_numpy()
     return known.assign(
         macs=macs,
         intensity=[cost.intensity for cost in found],
         least_ms=[attainable_ms(cost.macs, cost.bytes_moved, device, precision) for cost in found],
-        tflops=2 * macs / known["ms"].to_numpy() / 1e9,
+        tflops=np.divide(2 * macs, ms * 1e9, out=np.zeros_like(macs), where=ms > 0),     # a NoOp may take 0 ms
     )

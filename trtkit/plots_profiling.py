@@ -150,12 +150,14 @@ def roofline(layers: Mapping[str, pd.DataFrame], device: Device, precision: str 
     ax.plot(x, roof, color="k", lw=2)
     ax.annotate(f"{precision}: {peak:.3g} TFLOP/s", (x[-1], peak), (0, 4), textcoords="offset points", ha="right",
                 va="bottom", fontsize=9)
-    ax.annotate(f"{device.bandwidth_gb_per_s:,.0f} GB/s", (x[0], roof[0]), (-2, 8), textcoords="offset points",
-                va="bottom", fontsize=9)
+    ax.annotate(f"{device.bandwidth_gb_per_s:,.0f} GB/s", (x[15], roof[15]), (8, -4), textcoords="offset points",
+                va="top", fontsize=9)
     for (title, table), color, marker in zip(layers.items(), (INT8_COLOR, FP32_COLOR, GREEN), "o^s", strict=False):
         shown = table[table["macs"] > 0]
         ax.plot(shown["intensity"], shown["tflops"], marker, color=color, ms=5, alpha=0.7, label=title, ls="")
     ax.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s", title=device.name)
+    if ax.get_ylim()[1] < 100 * ax.get_ylim()[0]:
+        _few_decimals(ax.yaxis)
     ax.legend(frameon=False, loc="lower right")
     _finish(figure)
 

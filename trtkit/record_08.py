@@ -203,3 +203,13 @@ def _rounded(part: object) -> object:
     if isinstance(part, list | tuple):
         return [_rounded(value) for value in part]
     return part
+
+
+def copies(body: dict) -> list[transfers.Copy]:
+    """The copies of a recorded file, as `transfers.device_copies` returned them."""
+    return [transfers.Copy(**{k: v for k, v in c.items() if k != "gb_per_s"}) for c in body["copies"]]
+
+
+def spans(timeline: list[dict]) -> list[overlap.Span]:
+    """One timeline of a recorded file, as `overlap.device_timeline` returned it."""
+    return [overlap.Span(**s) for s in timeline]

@@ -160,19 +160,20 @@ def fit(copies: Sequence[Copy]) -> tuple[float, float]:
 def pcie_gb_per_s(generation: int, width: int) -> float:
     """What a PCI Express link carries one way, GB/s; headers of its packets take another tenth or so.
 
-    rate * 128/130 * width / 8, with a rate of 8 billion transfers per second in generation 3, doubled by each one
-    after it. Source: PCI Express base specification, sections on the physical layer.
+    rate * coding * width / 8: generation 3 moves 8 billion bits per second and lane, each later one twice as many; of
+    130 bits 128 are data, from generation 6 on 242 of 256 bytes. Source: PCI Express base specification, physical layer.
 
     Args:
-        generation: 3, 4 or 5; later ones encode in another way.
-        width: lanes, 1 to 16.
+        generation: 3 to 6.
+        width: lanes, at least 1.
 
     Raises:
         ValueError: another generation, or no lane.
     """
-    if generation not in (3, 4, 5) or width < 1:
-        raise ValueError(f"PCIe: got generation {generation} x{width}, expected generation 3 to 5, 1 lane or more")
-    return 8.0 * 2 ** (generation - 3) * 128 / 130 * width / 8
+    if not 3 <= generation <= 6 or width < 1:
+        raise ValueError(f"PCIe: got generation {generation} x{width}, expected generation 3 to 6, 1 lane or more")
+    coding = 242 / 256 if generation == 6 else 128 / 130
+    return 8.0 * 2 ** (generation - 3) * coding * width / 8
 
 
 def pcie_link() -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -43,9 +44,11 @@ def run(task: str, *, config: BuildConfig | None = None, **request: str) -> dict
     ) as process:
         try:
             with suppress(BrokenPipeError):             # it died at once; what it said is told below
-                process.stdin.write(json.dumps(request))
-                process.stdin.close()
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()                   # open until the end: that it closes tells that we are gone
             answer = _follow(process, task)
+            with suppress(BrokenPipeError):
+                process.stdin.close()
             process.wait()
         finally:
             if process.poll() is None:
@@ -96,7 +99,8 @@ def main() -> None:
         events.write(json.dumps(event) + "\n")
         events.flush()
 
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         from trtkit import backend_trt, cuda
 
@@ -111,6 +115,13 @@ def main() -> None:
         tell(error=str(e), type="ValueError" if isinstance(e, ValueError) else "BackendError")
     else:
         tell(result=result)
+
+
+def _end_with_parent() -> None:
+    """A kernel that is killed closes our stdin; nobody wants the engine then, and the GPU should be free."""
+    while os.read(0, 4096):         # sys.stdin would be locked by this thread when the process ends
+        pass
+    os._exit(1)
 
 
 if __name__ == "__main__":
