@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 import weakref
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -78,6 +79,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     cuda.bindings, bindings.driver = bindings, gpu.bindings
     for name, module in (("pycuda", package), ("pycuda.driver", gpu.driver), ("cuda", cuda),
                          ("cuda.bindings", bindings), ("cuda.bindings.driver", gpu.bindings)):
+        module.__spec__ = ModuleSpec(name, None)        # `importlib.util.find_spec` wants one
         monkeypatch.setitem(sys.modules, name, module)
     return gpu
 
@@ -279,18 +281,18 @@ def _bindings(gpu: Gpu) -> ModuleType:
         stream = gpu.stream_of(handle)
         operations, stream.captured = stream.captured, None
         gpu.graphs += 1
-        return 0, operations
+        return 0, SimpleNamespace(operations=operations)
 
     def instantiate(graph, flags):
         gpu.graphs += 1
-        return 0, list(graph)
+        return 0, SimpleNamespace(operations=list(graph.operations))
 
     def destroy(graph):
         gpu.graphs -= 1
         return (0,)
 
     def launch(graph, handle):
-        for operation in graph:
+        for operation in graph.operations:
             operation()
         return (0,)
 

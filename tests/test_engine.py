@@ -7,7 +7,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtkit import backend_ort, engine
+from trtkit import cache as plans
 from trtkit.engine import BackendError, BuildConfig
+from trtkit.files import sha256
 
 
 def _write_graph(path, weight: float = 2.0):
@@ -34,14 +36,19 @@ def runner(graph, cache):
         yield r
 
 
+def _files(folder):
+    """All but the locks, which stay."""
+    return [p for p in folder.iterdir() if p.name != "locks"]
+
+
 def _state(folder):
-    return {p.name: (p.stat().st_mtime_ns, p.stat().st_ino, p.stat().st_size) for p in folder.iterdir()}
+    return {p.name: (p.stat().st_mtime_ns, p.stat().st_ino, p.stat().st_size) for p in _files(folder)}
 
 
 def test_a_second_build_finds_the_first_ones_plan_and_writes_nothing(graph, cache):
     plan = engine.build(graph)
     before = _state(cache)
-    assert len(before) == 2 and plan.parent == cache                # the plan and its sidecar, in TRTKIT_CACHE
+    assert set(before) == {plan.name, plan.name + ".json"} and plan.parent == cache       # in TRTKIT_CACHE
     assert engine.build(graph) == plan
     assert _state(cache) == before
 
@@ -80,9 +87,12 @@ def test_equal_graphs_under_two_names_do_not_share_a_file(graph, cache, tmp_path
 
 def test_the_sidecar_says_what_the_plan_was_made_from(graph, cache):
     plan = engine.build(graph, BuildConfig(threads=1), backend="ort")
+    assert plan.name.startswith("g.") and plan.name.endswith(".ort.onnx")
     sidecar = json.loads(plan.with_name(plan.name + ".json").read_text())
-    assert sidecar["graph_sha256"] == engine.sha256(graph) and sidecar["plan_sha256"] == engine.sha256(plan)
-    assert sidecar["backend"] == "ort" and sidecar["config"] == {"threads": 1}
+    assert sidecar["graph_sha256"] == sha256(graph) and sidecar["plan_sha256"] == sha256(plan)
+    assert sidecar["backend"] == "ort" and sidecar["config"] == {"threads": 1} and sidecar["graph"] == "g.onnx"
+    assert sidecar["environment"] == backend_ort.environment() and sidecar["build_s"] >= 0
+    assert sidecar == plans.sidecar(plan)
 
 
 def test_a_tampered_plan_is_refused_by_load_and_rebuilt_by_build(graph, cache):
@@ -92,7 +102,8 @@ def test_a_tampered_plan_is_refused_by_load_and_rebuilt_by_build(graph, cache):
     plan.write_bytes(data)
     with pytest.raises(BackendError, match="has changed since it was built"):
         engine.load(plan)
-    assert engine.build(graph) == plan
+    with pytest.warns(UserWarning, match="has changed since it was built; built again"):
+        assert engine.build(graph) == plan
     engine.load(plan).close()
 
 
@@ -101,7 +112,8 @@ def test_a_plan_without_its_sidecar_is_refused_by_load_and_rebuilt_by_build(grap
     plan.with_name(plan.name + ".json").unlink()
     with pytest.raises(FileNotFoundError, match="build"):
         engine.load(plan)
-    assert engine.build(graph) == plan
+    with pytest.warns(UserWarning, match="missing or damaged; built again"):
+        assert engine.build(graph) == plan
     engine.load(plan).close()
 
 
@@ -109,15 +121,21 @@ def test_a_plan_without_its_sidecar_is_refused_by_load_and_rebuilt_by_build(grap
 def test_a_damaged_sidecar_is_refused_by_load_and_rewritten_by_build(graph, cache, content):
     plan = engine.build(graph)
     plan.with_name(plan.name + ".json").write_text(content)
-    with pytest.raises(BackendError):
+    with pytest.raises(BackendError, match="damaged"):
         engine.load(plan)
-    engine.load(engine.build(graph)).close()
+    with pytest.warns(UserWarning, match="built again"):
+        engine.load(engine.build(graph)).close()
 
 
 def test_a_sidecar_that_lacks_its_configuration_is_refused(graph, cache):
     plan = engine.build(graph)
-    plan.with_name(plan.name + ".json").write_text(json.dumps({"plan_sha256": engine.sha256(plan)}))
+    plan.with_name(plan.name + ".json").write_text(json.dumps({"plan_sha256": sha256(plan)}))
     with pytest.raises(BackendError, match="build"):
+        engine.load(plan)
+    with pytest.warns(UserWarning, match="built again"):
+        whole = plans.sidecar(engine.build(graph))
+    plans.sidecar_path(plan).write_text(json.dumps(whole | {"config": {"unknown": 1}}))
+    with pytest.raises(BackendError, match=r"damaged.*build"):
         engine.load(plan)
 
 
@@ -133,7 +151,7 @@ def test_a_file_that_is_no_graph_is_refused_and_leaves_no_plan(graph, cache, con
     graph.write_bytes(graph.read_bytes()[:-40] if content == "truncated" else content)
     with pytest.raises(BackendError, match=r"g\.onnx"):
         engine.build(graph)
-    assert not cache.exists() or list(cache.iterdir()) == []
+    assert _files(cache) == []
 
 
 def test_an_operator_that_ort_does_not_know_is_refused_with_its_message(graph, cache):
@@ -158,7 +176,7 @@ def test_an_interrupted_build_leaves_no_plan_that_loads_and_the_next_one_succeed
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(backend_ort, "build", interrupted)
         engine.build(graph)
-    assert list(cache.iterdir()) == []
+    assert _files(cache) == []
     engine.load(engine.build(graph)).close()
 
 
@@ -169,10 +187,11 @@ def test_an_interruption_before_the_sidecar_leaves_a_plan_that_is_not_trusted(gr
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(engine.Path, "write_text", interrupted)
         engine.build(graph)
-    for plan in cache.glob("*.onnx"):
-        with pytest.raises(FileNotFoundError):
-            engine.load(plan)
-    engine.load(engine.build(graph)).close()
+    (plan,) = cache.glob("*.onnx")
+    with pytest.raises(FileNotFoundError):
+        engine.load(plan)
+    with pytest.warns(UserWarning, match="missing or damaged; built again"):
+        engine.load(engine.build(graph)).close()
 
 
 def test_infer_returns_arrays_that_the_caller_owns(runner):

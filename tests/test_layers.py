@@ -25,8 +25,8 @@ LAYERS = {
         "transfers", "overlap", "leaks", "record_08"},
     4: {*PLOTS, "bounds", "check", "shape", "edition", "grade", "skeleton", "lessons", "executor", "kernel", "page",
         "worker", "job", "course", "causes", "report", "report_page", "doctor", "cli_lessons", "cli", "__main__",
-        "bench", "bench_graphs", "bench_rounds", "bench_torch", "bench_compile", "bench_speed", "bench_accuracy",
-        "bench_runtime", "cli_bench",
+        "bench", "bench_steps", "bench_graphs", "bench_rounds", "bench_torch", "bench_compile", "bench_speed",
+        "bench_accuracy", "bench_runtime", "cli_bench",
         "__init__", *(p.stem for kind in ("exercises", "record") for p in PACKAGE.glob(f"{kind}_*.py"))},
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}

@@ -281,15 +281,16 @@ def test_layer_table_adds_equal_names_and_takes_the_median():
 
 
 def test_times_beside_the_roofline():
-    times = table([[("conv", 2.0), ("copy", 1.0), ("add", 4.0)]])
+    times = table([[("conv", 2.0), ("copy", 1.0), ("add", 4.0), ("cast", 0.0)]])
     costs = {"conv": Cost("conv", "Conv", 5 * 10**8, 0, {"x": 10**6}, {"y": 10**6}),
-             "add": Cost("add", "Add", 0, 0, {"x": 10**8}, {"y": 10**8})}
+             "add": Cost("add", "Add", 0, 0, {"x": 10**8}, {"y": 10**8}),
+             "cast": Cost("cast", "Cast", 0, 0, {"x": 0}, {"y": 0})}
     found = against_roofline(times, costs, Device("box", {"fp32": 1.0}, 100.0))
-    assert found["layer"].tolist() == ["conv", "add"]
-    assert found["least_ms"].tolist() == pytest.approx([1.0, 2.0])          # 1e9 operations at 1e12; 2e8 bytes at 1e11
-    assert found["tflops"].tolist() == pytest.approx([0.5, 0.0])
-    assert found["intensity"].tolist() == pytest.approx([500.0, 0.0])
-    assert found["ms"].tolist() == [2.0, 4.0] and "macs" not in times
+    assert found["layer"].tolist() == ["conv", "add", "cast"]
+    assert found["least_ms"].tolist() == pytest.approx([1.0, 2.0, 0.0])     # 1e9 operations at 1e12; 2e8 bytes at 1e11
+    assert found["tflops"].tolist() == pytest.approx([0.5, 0.0, 0.0])
+    assert found["intensity"].tolist() == pytest.approx([500.0, 0.0, 0.0])
+    assert found["ms"].tolist() == [2.0, 4.0, 0.0] and "macs" not in times
 
 
 # Contenders in turn

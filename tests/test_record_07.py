@@ -1,6 +1,7 @@
 """The recorder of lesson 07: what it keeps of an engine, and that a failed step costs no other."""
 
 import json
+from collections import Counter
 
 import onnx
 import pytest
@@ -46,11 +47,20 @@ def test_a_failed_step_leaves_the_others_and_is_told(out, monkeypatch):
     assert (body["one"], body["two"], body["three"]) == (1, 2, 3) and body["images"] == record_07.IMAGES
 
 
-def test_each_step_has_a_cache_of_its_own(out, monkeypatch, cache):
+def test_the_timing_cache_is_measured_from_an_empty_folder(monkeypatch, cache, tmp_path):
+    """What an earlier build left must not warm the first one."""
     seen = []
-    monkeypatch.setattr(record_07, "STEPS", {s: lambda *_: seen.append(engine.cache_dir()) for s in ("one", "two")})
-    record_07.record(out)
-    assert len(set(seen)) == 2 and cache not in seen
+
+    def build(graph, config, backend):
+        seen.append((engine.cache_dir(), config.workspace_mib, list(engine.cache_dir().iterdir())))
+        return tmp_path / "a.plan"
+
+    monkeypatch.setattr(record_07.engine, "build", build)
+    monkeypatch.setattr(record_07.cache, "sidecar", lambda plan: {"build_s": 10.0 / len(seen), "messages": []})
+    took = record_07.STEPS["timing_cache"]({"FP16": tmp_path / "g.onnx"}, {})
+    (first, mib, found), (again, other_mib, _) = seen
+    assert first == again != cache and mib != other_mib and not found       # one folder, empty; two plans
+    assert (took["first"], took["again"]) == (10.0, 5.0)
     assert engine.cache_dir() == cache
 
 
@@ -82,6 +92,6 @@ def test_the_graphs_are_the_detector_in_three_types(tmp_path, cache):
     graphs = record_07.write_graphs(tmp_path, calib.ranges(found, "max"))
     models = {name: onnx.load(path) for name, path in graphs.items()}
     assert len(found) == len(activation_names(models["FP32"])) and found.images == 2
-    asked = {name: set(precision.asked(model).values()) for name, model in models.items()}
-    assert asked == {"FP32": {"FP32"}, "FP16": {"FP16"}, "INT8": {"INT8"}}
+    asked = {name: Counter(precision.asked(model).values()) for name, model in models.items()}
+    assert asked == {"FP32": {"FP32": 75}, "FP16": {"FP16": 75}, "INT8": {"INT8": 71, "FP16": 4}}   # stem, three heads
     assert [b.shape for b in record_07.batches(2, 2)] == [(2, 3, 416, 416)]

@@ -6,7 +6,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from trtkit.engine import BackendError, BuildConfig, TensorSpec
 
@@ -58,6 +60,11 @@ def build(graph: Path, plan: Path, config: BuildConfig) -> None:
         BackendError: with ORT's message.
     """
     _session(graph, config, optimized_path=plan)
+    model = onnx.load(plan, load_external_data=False)
+    if any(uses_external_data(tensor) for tensor in model.graph.initializer):
+        # ORT names the graph's data files, which lie beside the graph and not beside the plan; its hash covers itself.
+        load_external_data_for_model(model, str(graph.parent))
+        onnx.save(model, plan)
 
 
 def load(plan: Path, config: BuildConfig) -> "OrtRunner":

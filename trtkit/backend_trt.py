@@ -11,6 +11,7 @@ own, see `trt_process`. Source: TensorRT developer guide, "Working with Quantize
 
 import json
 import platform
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,17 +57,30 @@ def load(plan: Path, config: BuildConfig):
     return TrtRunner(plan, cache.sidecar(plan).get("outputs", []))
 
 
-class Log(trt.ILogger):
-    """Keeps TensorRT's warnings and errors, which come here and nowhere else."""
+class _Logger(trt.ILogger):
+    """The one logger of this process: TensorRT keeps the first that it gets, and writes to it even when its last
+    objects are destroyed, so this one is never destroyed itself."""
 
     def __init__(self):
         trt.ILogger.__init__(self)
-        self.messages: list[str] = []
+        self.readers: weakref.WeakSet[Log] = weakref.WeakSet()
 
     def log(self, severity, message: str) -> None:
         """Called by TensorRT, from any of its threads."""
         if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-            self.messages.append(message)
+            for reader in list(self.readers):
+                reader.messages.append(message)
+
+
+LOGGER = _Logger()
+
+
+class Log:
+    """TensorRT's warnings and errors since this object was made, whichever thread they are about."""
+
+    def __init__(self):
+        self.messages: list[str] = []
+        LOGGER.readers.add(self)
 
     def said(self) -> str:
         """All messages, for the end of an error's text; the last ones of very many."""
@@ -98,7 +112,7 @@ def build_here(graph: Path, plan: Path, config: BuildConfig, tell: Callable[...,
                                f"{total_mib} that are free on the GPU; take a smaller workspace, or close runners and "
                                "other notebooks' kernels")
         log = Log()
-        builder = trt.Builder(log)
+        builder = trt.Builder(LOGGER)
         model = _read(graph)
         # Only a builder that chooses types itself needs help with a mixture of INT8 and FP16.
         lowered, in_half = (model, set()) if _strongly_typed() else weak_types.lower(model)
@@ -137,7 +151,7 @@ def parse(graph: Path, builder, log: Log, tell: Callable[..., None] = lambda **_
     """
     tell(phase="parse")
     network = builder.create_network(_network_flags())
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, LOGGER)
     if lowered is None:
         parsed = parser.parse_from_file(str(Path(graph).resolve()))
     else:
@@ -272,7 +286,7 @@ def _keep_timing(timing) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with cache.locked(path.name):
         if path.is_file():
-            settings = trt.Builder(Log()).create_builder_config()
+            settings = trt.Builder(LOGGER).create_builder_config()
             timing.combine(settings.create_timing_cache(path.read_bytes()), False)
         with replacing(path) as temporary:
             temporary.write_bytes(timing.serialize())
@@ -284,7 +298,7 @@ def deserialize(plan: Path, log: Log):
     Raises:
         BackendError: TensorRT refuses the plan; with what it said.
     """
-    runtime = trt.Runtime(log)
+    runtime = trt.Runtime(LOGGER)
     engine = runtime.deserialize_cuda_engine(Path(plan).read_bytes())
     if engine is None:
         raise BackendError(f"plan: TensorRT {trt.__version__} refused {Path(plan).name}: {log.said()}; build() it "

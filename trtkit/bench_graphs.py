@@ -7,12 +7,16 @@ their statistics from a few images, as after training.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
-from trtkit import calib, data, engine, export, half, models, qdq, scenes, weights, yolo
+from trtkit import calib, data, engine, export, half, qdq, scenes, weights, yolo
 from trtkit.files import sha256
+
+if TYPE_CHECKING:               # imported where it is used: the trained detector needs no PyTorch
+    from torch import nn
 
 TRAINED = "weights/yolov3_w025.safetensors"
 WIDTHS = (1.0, 0.25)
@@ -40,12 +44,14 @@ def weights_file(width: float, folder: Path) -> Path:
         return data.dataset_file(TRAINED)
     path = Path(folder) / "random_w1.safetensors"
     if not path.is_file():
+        from trtkit import models
+
         path.parent.mkdir(parents=True, exist_ok=True)
         models.save_weights(seeded(models.YOLOv3, RANDOM_CLASSES, width), path)
     return path
 
 
-def seeded(network: type, *args) -> "models.YOLOv3":
+def seeded(network: type, *args) -> "nn.Module":
     """A network with random weights whose BatchNorms have seen a few images, in eval mode."""
     import torch
 

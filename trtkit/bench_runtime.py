@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trtkit import bench_graphs, bench_rounds, engine
 from trtkit.engine import BackendError, BuildConfig
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 # Says "ready", waits until it may go, asks for the plan, and tells how often TensorRT was really asked.
 ASK_FOR_A_PLAN = """
 import json, sys
@@ -190,9 +191,9 @@ def processes(folder: Path, *, count: int = 8) -> dict:
         BackendError: a process failed; with the end of what it said.
     """
     graph = small_graph(folder / "asked_by_many.onnx", time.time_ns() % 2**31)
-    asking = [subprocess.Popen([sys.executable, "-c", ASK_FOR_A_PLAN, str(graph)], stdin=subprocess.PIPE,
+    asking = [subprocess.Popen([sys.executable, "-c", ASK_FOR_A_PLAN, str(graph.resolve())], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "TQDM_DISABLE": "1"}) for _ in range(count)]
+                               env={**os.environ, "TRTKIT_HEADLESS": "1"}, cwd=REPOSITORY) for _ in range(count)]
     for process in asking:
         process.stdout.readline()               # "ready": all have imported TensorRT, which takes seconds
     start = time.perf_counter()

@@ -14,7 +14,7 @@ import numpy as np
 import tensorrt as trt
 
 from trtkit import calib_cache, cuda
-from trtkit.backend_trt import MIB, Log, inspect
+from trtkit.backend_trt import LOGGER, MIB, Log, inspect
 from trtkit.engine import BackendError, BuildConfig
 
 CALIBRATORS = {"minmax": "IInt8MinMaxCalibrator", "entropy2": "IInt8EntropyCalibrator2"}
@@ -79,7 +79,7 @@ def flag_without_ranges(
     log = Log()
     with cuda.primary_context():
         blob = _build(Path(graph), shape, config, log)
-        runtime = trt.Runtime(log)
+        runtime = trt.Runtime(LOGGER)
         engine = runtime.deserialize_cuda_engine(blob)
         if engine is None:
             raise BackendError(f"{Path(graph).name}: TensorRT {trt.__version__} refused its own engine: {log.said()}")
@@ -133,9 +133,9 @@ def _calibrator(base: type, feeds: Iterator[np.ndarray], batch_size: int, buffer
 
 def _build(graph: Path, shape: tuple[int, ...], config: BuildConfig, log: Log, calibrator=None):
     """A plan of a weakly typed network, as everybody built it before TensorRT 10; INT8 allowed, not asked for."""
-    builder = trt.Builder(log)
+    builder = trt.Builder(LOGGER)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, LOGGER)
     if not parser.parse_from_file(str(graph.resolve())):
         raise BackendError(f"{graph.name}: TensorRT {trt.__version__} cannot read it: {log.said()}")
     settings = builder.create_builder_config()

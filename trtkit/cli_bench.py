@@ -1,6 +1,7 @@
 """The command line's `trtkit bench`."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _bench(args: argparse.Namespace) -> None:
     from trtkit import bench, recorded
 
+    os.environ.setdefault("TRTKIT_HEADLESS", "1")       # the bars of several builds at once are hard to read
     # What was not asked for is left to `bench`, whose import takes a second.
     chosen = {name: getattr(args, name) for name in ("widths", "precisions", "batches") if getattr(args, name)}
     if args.only:

@@ -118,7 +118,7 @@ def _before_activation(wires: Wiring, target: str) -> Iterator[Fault]:
 
 
 def _residual(wires: Wiring, target: str) -> Iterator[Fault]:
-    """A convolution that writes to the Add itself takes it over, and reads the shortcut's codes; else both are codes."""
+    """A convolution that writes to the Add takes it over and reads the shortcut's codes; any other Add reads both."""
     quantized = _quantized(wires)
     for node in wires.nodes if target == "trt" else ():
         if node.op_type != "Add" or not all(wires.is_activation(name) for name in node.input):
@@ -130,7 +130,8 @@ def _residual(wires: Wiring, target: str) -> Iterator[Fault]:
                  for source, name in zip(sources, node.input, strict=True)]
         found = fix = ""
         if not any(paired) and any(from_weighted(wires, name, quantized) for name in sources):
-            found, fix = "no input, expected it on the shortcut: the Add reads it in float", "put a pair on the shortcut"
+            found = "no input, expected it on the shortcut: the Add reads it in float"
+            fix = "put a pair on the shortcut"
         elif all(paired) and any(fused):
             found = "both inputs, expected one: the Add cannot fuse into the convolution before it"
             fix = "keep the pair on the shortcut, drop the other"
@@ -138,8 +139,8 @@ def _residual(wires: Wiring, target: str) -> Iterator[Fault]:
             found = "the convolution's output, expected it on the shortcut: the Add cannot fuse into that convolution"
             fix = "move the pair to the other input"
         elif sum(paired) == 1 and behind_activation(wires, sources[paired.index(False)], quantized):
-            found = ("one input, expected both: an activation stands before the Add, which so is a kernel of its own, "
-                     "reads the other input in float and needs a conversion")
+            found = ("one input, expected both: behind an activation the Add is a kernel of its own, and must convert "
+                     "the codes to the other input's floats")
             fix = "put a pair on the other input too"
         if found:
             yield Fault("residual", "warning", node.name, f"got Q/DQ on {found}", fix)

@@ -63,6 +63,27 @@ def busy_ms(spans: Sequence[Span]) -> dict[str, float]:
     return busy
 
 
+def hidden_share(spans: Sequence[Span], hidden: str, behind: str) -> float:
+    """Share of the time of one operation during which the other one ran too, in whichever lane.
+
+    Args:
+        spans: a timeline in which no two spans of `behind` run at once.
+        hidden: operation, for example "upload".
+        behind: operation, for example "launch".
+
+    Returns:
+        0 (they took turns) to 1 (it cost nothing).
+
+    Raises:
+        ValueError: no span of `hidden`.
+    """
+    asked, cover = ([s for s in spans if s.operation == name] for name in (hidden, behind))
+    if not asked:
+        raise ValueError(f"spans: got operations {sorted({s.operation for s in spans})}, expected {hidden!r} in them")
+    both = sum(max(0.0, min(a.end_ms, b.end_ms) - max(a.start_ms, b.start_ms)) for a in asked for b in cover)
+    return both / sum(a.end_ms - a.start_ms for a in asked)
+
+
 def device_timeline(lanes: Sequence[Lane], chunks: int, *, rounds: int = 7) -> list[Span]:
     """Send chunks through streams in turn, and ask events when each operation began and ended.
 

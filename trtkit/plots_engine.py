@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FuncFormatter
 
 PRECISION_COLORS = {"FP32": "#D55E00", "FP16": "#E69F00", "INT8": "#0072B2", "": "#dddddd"}
 BAR_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
@@ -95,28 +96,69 @@ def tactic_times(ms: Mapping[str, Mapping[str, float]]) -> None:
             won = times[name] == best
             ax.bar(i + (j - (len(names) - 1) / 2) * width, times[name] / best, width * 0.9, color=BAR_COLORS[j],
                    alpha=1 if won else 0.4, label=name if i == 0 else None)
-    ax.axhline(1, color="k", lw=0.8, ls="--")
     ax.set_xticks(range(len(ms)), list(ms))
     ax.set(yscale="log", ylabel="time / fastest", xlabel="layer: channels × rows × columns")
-    figure.legend(ncols=len(names), frameon=False, loc="outside upper center")
+    ax.set_ylim(bottom=0.5)                             # so that the winner, at 1, is a bar too
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}×"))
+    legend = figure.legend(ncols=len(names), frameon=False, loc="outside upper center")
+    for patch in legend.get_patches():
+        patch.set_alpha(1)
     ax.spines[["top", "right"]].set_visible(False)
     plt.show()
     plt.close(figure)
 
 
-def total_time(engines: Mapping[str, tuple[float, float]], title: str) -> None:
-    """Seconds until the n-th inference is done, the build included: where do two engines break even?
+def era_matrix(names: Mapping[str, Mapping[str, tuple]], eras: Sequence[str]) -> None:
+    """Which name exists in which era, one panel per topic; a number is the value of an enum's member.
 
     Args:
-        engines: by title, (build_s, latency_ms).
+        names: `eras.NAMES`.
+        eras: their titles.
+    """
+    sides, rows = {}, [0, 0]
+    for topic in sorted(names, key=lambda t: -len(names[t])):       # into two columns of about equal height
+        sides[topic] = int(rows[1] < rows[0])
+        rows[sides[topic]] += len(names[topic]) + 2
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.23 * max(rows)), layout="constrained")
+    for side, ax in enumerate(axes):
+        y = 0
+        for topic, entries in ((t, e) for t, e in names.items() if sides[t] == side):
+            ax.text(-0.6, y, topic, ha="right", va="center", fontweight="bold", fontsize=9)
+            for x, era in enumerate(eras):
+                ax.text(x, y, era, ha="center", va="center", fontsize=8)
+            for name, values in entries.items():
+                y += 1
+                ax.text(-0.6, y, name, ha="right", va="center", fontsize=7.5)
+                for x, value in enumerate(values):
+                    color = OTHERS if value is None else BAR_COLORS[2]
+                    ax.add_patch(plt.Rectangle((x - 0.45, y - 0.4), 0.9, 0.8, color=color))
+                    if value is not None and value is not True:
+                        ax.text(x, y, value, ha="center", va="center", fontsize=8, color="w")
+            y += 2
+        ax.set(xlim=(-7, len(eras) - 0.4), ylim=(max(rows) - 1, -1))
+        ax.axis("off")
+    plt.show()
+    plt.close(figure)
+
+
+def break_even(first: tuple[float, float], other: tuple[float, float], names: tuple[str, str], title: str) -> None:
+    """Time until the n-th inference is done, the build included: one engine's over the first one's.
+
+    Args:
+        first, other: build_s and latency_ms of two engines.
+        names: theirs.
         title: where the numbers come from.
     """
-    runs = np.logspace(2, 8, 200)
-    figure, ax = plt.subplots(figsize=(9, 3.2), layout="constrained")
-    for (name, (build_s, latency_ms)), color in zip(engines.items(), BAR_COLORS, strict=False):
-        ax.plot(runs, build_s + runs * latency_ms / 1000, color=color, lw=2,
-                label=f"{name}: {build_s:.0f} s + n · {latency_ms:.3f} ms")
-    ax.set(xscale="log", yscale="log", xlabel="inferences n", ylabel="s", title=title)
+    runs = np.logspace(2, 9, 300)
+    totals_s = [build_s + runs * latency_ms / 1000 for build_s, latency_ms in (first, other)]
+    ratio = totals_s[1] / totals_s[0]
+    figure, ax = plt.subplots(figsize=(9, 3), layout="constrained")
+    ax.plot(runs, ratio, color="k", lw=1.5)
+    ax.fill_between(runs, ratio, 1, where=ratio > 1, color=BAR_COLORS[6], alpha=0.25, label=f"{names[0]} is ahead")
+    ax.fill_between(runs, ratio, 1, where=ratio < 1, color=BAR_COLORS[2], alpha=0.25, label=f"{names[1]} is ahead")
+    ax.axhline(1, color="k", lw=0.8, ls="--")
+    ax.set(xscale="log", xlabel="inferences n", ylabel=f"total time,\n{names[1]} / {names[0]}", title=title)
+    ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     plt.show()
@@ -131,7 +173,7 @@ def threshold_ratios(ratios: Mapping[str, np.ndarray], title: str) -> None:
         title: where they come from.
     """
     figure, ax = plt.subplots(figsize=(9, 3), layout="constrained")
-    for (name, ratio), color in zip(ratios.items(), BAR_COLORS, strict=False):
+    for (name, ratio), color in zip(ratios.items(), (BAR_COLORS[0], BAR_COLORS[3]), strict=False):
         ax.plot(np.sort(ratio), color=color, lw=2, label=f"{name}, {len(ratio)} tensors")
     ax.axhline(1, color="k", lw=0.8, ls="--")
     ax.set(xlabel="tensor, sorted", ylabel="threshold / max |x|", ylim=(0, None), title=title)

@@ -69,7 +69,7 @@ def gantt(timelines: Mapping[str, Sequence[Span]], lanes: str = "stream") -> Non
         ax.set(ylim=(count - 0.4, -0.6))
         ax.set_title(f"{title}: {total_ms(spans):.2f} ms", fontsize=10, loc="left")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set(xlabel="ms")
+    axes[-1, 0].set(xlabel="ms", xlim=(0, None))
     used = dict.fromkeys(s.operation for spans in timelines.values() for s in spans)
     handles = [plt.Rectangle((0, 0), 1, 1, color=STEP_COLORS[step]) for step in used]
     figure.legend(handles, [SHOWN.get(step, step) for step in used], loc="outside lower center", ncols=len(used),

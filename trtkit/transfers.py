@@ -161,7 +161,7 @@ def pcie_gb_per_s(generation: int, width: int) -> float:
     """What a PCI Express link carries one way, GB/s; headers of its packets take another tenth or so.
 
     rate * coding * width / 8: generation 3 moves 8 billion bits per second and lane, each later one twice as many; of
-    130 bits 128 are data, from generation 6 on 242 of 256 bytes. Source: PCI Express base specification, physical layer.
+    130 bits 128 are data, in generation 6 of 256 bytes 242. Source: PCI Express base specification, physical layer.
 
     Args:
         generation: 3 to 6.

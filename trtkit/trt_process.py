@@ -4,6 +4,7 @@ The notebook's kernel lives on when the builder runs out of memory, crashes or i
 a build is gone with its process. Both sides talk in lines of JSON.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -59,7 +60,7 @@ def run(task: str, *, config: BuildConfig | None = None, **request: str) -> dict
         if "result" not in answer:
             stderr.seek(0)
             raise BackendError(f"{task}: TensorRT's process {_end(process.returncode)}: "
-                               f"{stderr.read()[-500:].strip() or 'it said nothing'}")
+                               f"{stderr.read()[-1500:].strip() or 'it said nothing'}")
         return answer["result"]
 
 
@@ -94,6 +95,7 @@ def main() -> None:
     """The other side: one task from stdin, events to stdout."""
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)                           # libraries print to stdout too
+    faulthandler.enable()                   # where it was, if TensorRT crashes
 
     def tell(**event) -> None:
         events.write(json.dumps(event) + "\n")

@@ -1,4 +1,4 @@
-"""TensorRT builds on a GPU: what they ask of the graph, what they say when they cannot, and that the process lives on."""
+"""TensorRT's builds on a GPU: what they make of the graph, what they say when they cannot; the process lives on."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def kernel_survives(plans, expected):
     """After every test here, whatever it broke, a good engine still gives the right numbers in this process."""
     yield
     x = batch(2)
-    with engine.load(plans.fp32, trust=True) as runner:         # a test may have moved the cache
+    with engine.load(plans.fp32) as runner:
         assert relative_error(runner.infer({"x": x})["y"], expected("fp32", x)["y"]) <= 2e-3
 
 
@@ -47,22 +47,11 @@ def test_sidecar_tells_what_the_engine_is(plans, graphs, kind):
     assert precision.problems(onnx.load(graph), facts["layers"]) == []
 
 
-def test_plans_of_a_narrower_graph_are_smaller_than_the_network_in_fp32(tmp_path):
-    """Wide enough that weights outweigh the rest of the plan: 1.2 M parameters."""
-    from trtkit import half
-
-    sizes = {}
-    for name, model in (("fp32", net(channels=352)), ("fp16", half.to_fp16(net(channels=352)))):
-        onnx.save(model, tmp_path / f"{name}.onnx")
-        sizes[name] = engine.build(tmp_path / f"{name}.onnx", CONFIG, backend="trt").stat().st_size
-    assert sizes["fp16"] < 0.7 * sizes["fp32"]
-
-
 def test_an_engine_that_is_wider_than_its_graph_is_refused(graphs, tmp_path, monkeypatch):
     if hasattr(backend_trt.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         pytest.skip("this TensorRT takes its types from the graph; no flag can be forgotten")
     monkeypatch.setattr(precision, "has_half", lambda model: False)         # nobody derives the FP16 flag
-    with pytest.raises(BackendError, match="wider than its graph|built no engine|cannot read"):
+    with pytest.raises(BackendError, match=r"wider than its graph|built no engine|cannot read"):
         backend_trt.build_here(graphs.fp16, tmp_path / "x.plan", CONFIG, lambda **_: None)
 
 
@@ -70,7 +59,7 @@ def test_int8_without_its_flag_is_refused(graphs, tmp_path, monkeypatch):
     if hasattr(backend_trt.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         pytest.skip("this TensorRT takes its types from the graph; no flag can be forgotten")
     monkeypatch.setattr(precision, "has_quantized", lambda model: False)
-    with pytest.raises(BackendError, match="wider than its graph|built no engine|cannot read"):
+    with pytest.raises(BackendError, match=r"wider than its graph|built no engine|cannot read"):
         backend_trt.build_here(graphs.int8, tmp_path / "x.plan", CONFIG, lambda **_: None)
 
 
@@ -149,7 +138,7 @@ def test_more_workspace_than_memory_is_named(graphs):
         engine.build(graphs.fp32, BuildConfig(workspace_mib=10_000_000), backend="trt")
 
 
-def test_buffers_larger_than_memory_are_named(own_cache):
+def test_buffers_larger_than_memory_are_named():
     _, total_mib = cuda.memory_mib()
     with pytest.raises(BackendError, match="GPU memory"):
         cuda.DeviceBuffer((total_mib + 1) << 20)
@@ -181,7 +170,7 @@ def test_an_interrupted_build_leaves_no_plan_and_the_next_one_works(own_cache, t
     plan = engine.build(tmp_path / "stopped.onnx", CONFIG, backend="trt")
     with engine.load(plan) as runner:
         assert runner.infer({"x": batch(1)})["y"].shape == (1, 16, 16, 16)
-    assert not list(engine.cache_dir().glob("*.tmp"))
+    assert not list(engine.cache_dir().glob("*.tmp"))       # nor what TensorRT's process had written by then
 
 
 HIDDEN = """
