@@ -1,6 +1,7 @@
 """A file written through `replacing` is the old one or the new one, never something between."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -24,6 +25,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
         temporary.write_text("ne")
         raise error
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_bytes_are_on_the_disk_before_they_get_the_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a.plan", []
+
+    def fsync(descriptor):
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(b"engine")
+        assert temporary.name == f"a.plan.{os.getpid()}.tmp"        # whoever cleans up knows whose it is
+    assert synced == [(path.stat().st_ino, False)]
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):

@@ -186,3 +186,23 @@ def test_every_weighted_operator_is_asked_about():
               (("x", [1, 4, 1, 1]), ("y", [1, 4]))]
     asked = precision.asked(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], weights)))
     assert asked == dict.fromkeys(("conv", "gemm", "mm"), "FP16") and len(asked) == len(placement.WEIGHTED)
+
+
+def _without_shapes(layers):
+    """As TensorRT 8.6 tells them of an engine with dynamic shapes."""
+    hidden = copy.deepcopy(layers)
+    for layer in hidden:
+        for tensor in (*layer.get("Inputs", []), *layer.get("Outputs", [])):
+            tensor["Format/Datatype"] = "N/A due to dynamic shapes"
+    return hidden
+
+
+def test_with_dynamic_shapes_the_weights_tell_the_precision():
+    layer = {"Name": "conv", "Inputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]}
+    for told, expected in (("Half", "FP16"), ("Int8", "INT8"), ("Float", "FP32")):
+        assert precision.reads({**layer, "Weights": {"Type": told, "Count": 9}}) == {expected}
+    assert precision.reads(layer) == set()
+    real = [layer for layer in MIXED if isinstance(layer.get("Weights"), dict)]
+    assert real
+    for layer, hidden in zip(real, _without_shapes(real), strict=True):
+        assert precision.reads(hidden) == precision.reads(layer) != set()

@@ -128,6 +128,8 @@ def test_chunks_take_turns_on_the_streams(cuda, count):
     # The fake runs everything at once and in order, so the times follow from its clock.
     assert overlap.busy_ms(spans) == pytest.approx({"upload": 1.25, "launch": 3.75, "download": 2.5})
     assert overlap.total_ms(spans) == pytest.approx(7.5) and spans[0].start_ms == 0
+    # No stream may be ahead of the event that all times count from.
+    assert [len(lane.stream._use().waited_for) for lane in lanes] == [0] + [2] * (count - 1)
 
 
 def test_events_of_a_timeline_are_closed_also_when_a_lane_fails(cuda):

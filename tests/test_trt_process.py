@@ -130,6 +130,17 @@ def test_a_death_is_a_named_error_with_what_was_said_last(child, body, says):
     assert "the last words" in str(e.value) or "nothing_of_this_name" in str(e.value)
 
 
+def test_a_death_in_the_middle_of_the_answer_is_a_death(child):
+    build = child("""
+    (events,) = [cell.cell_contents for cell in tell.__closure__]
+    events.write('{"result": {"layers": [')
+    events.flush()
+    os.kill(os.getpid(), signal.SIGSEGV)
+    """)
+    with pytest.raises(BackendError, match="died of SIGSEGV"):
+        build()
+
+
 def test_a_process_that_dies_at_once_and_silently_says_so(child, tmp_path):
     build = child()
     (tmp_path / "sitecustomize.py").write_text("import os; os._exit(3)")

@@ -66,6 +66,18 @@ def type_of(tensor: Mapping) -> str:
     return TYPES[match[1].lower()] if match else ""
 
 
+def reads(layer: Mapping) -> set[str]:
+    """Types that a layer computes with: its weights', or where it has none, its inputs'.
+
+    Weights come first, since TensorRT 8.6 tells nothing about the tensors of an engine with dynamic shapes ("N/A due
+    to dynamic shapes"), also with an execution context that knows them. An empty set where it tells neither.
+    """
+    weights = layer.get("Weights")
+    if isinstance(weights, Mapping) and (found := type_of({"DataType": weights.get("Type")})):
+        return {found}
+    return {type_of(t) for t in layer.get("Inputs", []) if isinstance(t, Mapping)} - {""}
+
+
 def nodes_of(layer: Mapping) -> set[str]:
     """Names of the ONNX nodes that were fused into a layer, as far as its name and metadata tell."""
     return {part for part in SEPARATORS.split(f"{layer.get('Name', '')} + {layer.get('Metadata', '')}") if part}
@@ -84,12 +96,12 @@ def problems(model: onnx.ModelProto, layers: Sequence[Mapping]) -> list[str]:
     """
     wanted, shown, lines = asked(model), set(), []
     for layer in layers:
-        reads = {type_of(t) for t in layer.get("Inputs", []) if isinstance(t, Mapping)} - {""}
-        shown |= reads
+        types = reads(layer)
+        shown |= types
         for name in sorted(nodes_of(layer) & wanted.keys()):
             narrow = wanted[name]
-            if reads and min(WIDTH[r] for r in reads) > WIDTH[narrow]:
-                lines.append(f"{name}: the graph asks for {narrow}, the engine reads {' and '.join(sorted(reads))}")
+            if types and min(WIDTH[t] for t in types) > WIDTH[narrow]:
+                lines.append(f"{name}: the graph asks for {narrow}, the engine reads {' and '.join(sorted(types))}")
     lines += [f"no layer reads {p}, which the graph asks of {list(wanted.values()).count(p)} nodes"
               for p in sorted(set(wanted.values()) - shown - {"FP32"})]
     return lines

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from trtkit import data, engine, leaks, nvidia, overlap, recorded, transfers, weights
+from trtkit import clocks, data, engine, leaks, nvidia, overlap, recorded, transfers, weights
 
 COMMAND = ("python -c \"from pathlib import Path; from trtkit import record_08; "
            "record_08.record(Path('h100_lesson08.json'))\"")
@@ -51,7 +51,8 @@ def record(out: Path) -> None:
         add("launch", {f"batch_{n}": launches(one, n) for n in (1, BATCH)})
     with engine.load(plan) as fresh:
         add("shapes", first_calls(fresh, [1, 1, 1, 1, 2, 2, 2, 2, 1, 1, 1, 1]))
-    body["provenance"].update(recorded.sm_clocks(nvidia.nvml_module()))     # right after work, not of an idle GPU
+    clock = clocks.read(nvidia.nvml_module())                           # right after work, not of an idle GPU
+    body["provenance"] |= {"sm_clock_mhz": clock.sm_mhz, "max_sm_clock_mhz": clock.max_sm_mhz}
     add("runner", one.label)
 
 

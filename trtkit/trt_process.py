@@ -68,6 +68,8 @@ def _follow(process: subprocess.Popen, task: str) -> dict:
     """Move the bar until the answer comes; {} where the process ends without one."""
     with bar(None, task, unit="step") as progress:
         for line in process.stdout:
+            if not line.endswith("\n"):             # it died while it wrote
+                break
             event = json.loads(line)
             if "phase" in event:
                 progress.set_description(f"{task}: {event['phase']}")

@@ -1,0 +1,132 @@
+"""What the places of Q/DQ pairs cost: YOLOv3-416, width 1.0, batch 1, on a GPU, as FP16 and as INT8 in several ways.
+
+    python tests/bench/placement.py --record        # about 4 minutes; writes datasets/results/placement_yolov3_GPU.json
+
+"int8 one pair" is the rule of TensorRT's guide for residual Adds, a pair on the shortcut alone; "int8 both" what
+`trtkit.placement` does. "with copies" keeps the Identity copies of shared biases that PyTorch's exporter writes for
+fresh weights. Builder and inspector are called directly, since `backend_trt` would refuse some of these engines.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+
+from trtkit import cuda, export, half, models, placement, precision, qdq, recorded
+from trtkit.backend_trt import LOGGER, trt
+from trtkit.calib import Range
+
+COMMAND = "python tests/bench/placement.py --record"
+LEVEL, RUNS = 2, 300
+SHAPE = (1, 3, 416, 416)
+
+
+def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
+    """By name; the ranges are any, since a kernel's time does not depend on them."""
+    import torch
+
+    torch.manual_seed(0)
+    model = models.YOLOv3(80, 1.0).eval()
+    with patch.object(export, "fold_identities", lambda graph: None):
+        copies = onnx.load(export.export_onnx(model, folder / "copies.onnx"))
+    folded = onnx.load(export.export_onnx(model, folder / "folded.onnx"))
+
+    def int8(graph: onnx.ModelProto, *, both: bool, copied: bool = False) -> onnx.ModelProto:
+        table = {name: Range(-4.0, 4.0) for name in qdq.activation_names(graph)}
+        with ExitStack() as stack:
+            if not both:
+                stack.enter_context(patch.object(placement, "behind_activation", lambda *_: False))
+            if copied:
+                stack.enter_context(patch.object(qdq, "fold_identities", lambda graph: None))
+            return qdq.insert_qdq(graph, table, target="trt", skip=qdq.head_convs(graph), rest="fp16")
+
+    return {
+        "fp16": half.to_fp16(folded),
+        "int8 one pair, with copies": int8(copies, both=False, copied=True),
+        "int8 both, with copies": int8(copies, both=True, copied=True),
+        "int8 both": int8(folded, both=True),
+    }
+
+
+def measured(model: onnx.ModelProto) -> dict:
+    """Build and time one engine, and count its layers."""
+    start = time.perf_counter()
+    builder = trt.Builder(LOGGER)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+    parser = trt.OnnxParser(network, LOGGER)
+    assert parser.parse(model.SerializeToString())
+    settings = builder.create_builder_config()
+    settings.builder_optimization_level = LEVEL
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    settings.set_tactic_sources(1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS)
+                                | 1 << int(trt.TacticSource.JIT_CONVOLUTIONS))
+    for flag, wanted in (("INT8", precision.has_quantized(model)), ("FP16", precision.has_half(model))):
+        if wanted:
+            settings.set_flag(getattr(trt.BuilderFlag, flag))
+    profile = builder.create_optimization_profile()
+    profile.set_shape("images", SHAPE, SHAPE, SHAPE)
+    settings.add_optimization_profile(profile)
+    engine = trt.Runtime(LOGGER).deserialize_cuda_engine(builder.build_serialized_network(network, settings))
+    build_s = time.perf_counter() - start
+    told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = json.loads(told)["Layers"]
+    enqueue_ms, graph_ms = times(engine)
+    return {"build_s": round(build_s, 1), "eager_ms": enqueue_ms, "graph_ms": graph_ms, "layers": len(layers),
+            "types": Counter(layer["LayerType"] for layer in layers), **convolutions(layers)}
+
+
+def convolutions(layers: list[dict]) -> dict:
+    """How many convolutions compute in which type, and how many read their bias as a tensor."""
+    found = [layer for layer in layers if "Conv" in layer["LayerType"]]
+    return {"convolutions": Counter("".join(precision.reads(layer)) for layer in found),
+            "dynamic_biases": sum(layer.get("HasDynamicBias", 0) for layer in found)}
+
+
+def times(engine) -> tuple[float, float]:
+    """Median device time of an enqueue and of a graph replay, ms."""
+    context = engine.create_execution_context()
+    context.set_input_shape("images", SHAPE)
+    with cuda.Stream() as stream, cuda.Event() as begin, cuda.Event() as end, ExitStack() as stack:
+        for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
+            size = int(np.prod(tuple(context.get_tensor_shape(name)))) * 4
+            context.set_tensor_address(name, stack.enter_context(cuda.DeviceBuffer(size)).ptr)
+
+        def median(run) -> float:
+            found = []
+            for _ in range(RUNS + 50):
+                begin.record(stream)
+                run()
+                end.record(stream)
+                end.synchronize()
+                found.append(end.elapsed_ms(begin))
+            return round(float(np.median(found[50:])), 4)
+
+        enqueue_ms = median(lambda: context.execute_async_v3(stream.handle))
+        with cuda.capture(stream) as graph:
+            context.execute_async_v3(stream.handle)
+        return enqueue_ms, median(lambda: graph.launch(stream))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", action="store_true", help="write datasets/results/placement_yolov3_GPU.json")
+    record = parser.parse_args().record
+    body = {"provenance": recorded.provenance(COMMAND), "level": LEVEL, "runs": RUNS, "engines": {}}
+    with cuda.primary_context(), tempfile.TemporaryDirectory() as folder:
+        for name, model in graphs(Path(folder)).items():
+            body["engines"][name] = measured(model)
+            print(name, body["engines"][name], flush=True)
+            if record:
+                gpu = recorded.file_name(body["provenance"]).split("_")[0]
+                recorded.write(recorded.RESULTS / f"placement_yolov3_{gpu}.json", body)
+
+
+if __name__ == "__main__":
+    main()
