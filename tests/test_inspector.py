@@ -90,6 +90,15 @@ def test_real_layers_of_an_int8_engine():
     assert (constant["in_dtypes"], constant["nodes"], constant["precision"]) == ([], [], "")
 
 
+def test_dynamic_shapes_leave_the_types_of_the_weights_alone():
+    """TensorRT 8.6.1 says so of every tensor of an engine with dynamic shapes."""
+    unknown = [{"Name": "x", "Dimensions": [-1, 3, 8, 8], "Format/Datatype": "N/A due to dynamic shapes"}]
+    conv, add = inspector.frame([CONV_8 | {"Inputs": unknown, "Outputs": unknown},
+                                 {"Name": "/a/Add", "LayerType": "PointWise", "Inputs": unknown}]).to_dict("records")
+    assert (conv["precision"], conv["in_dtypes"], conv["in_formats"]) == ("FP16", [""], ["N/A due to dynamic shapes"])
+    assert (add["precision"], add["nodes"]) == ("", ["/a/Add"])
+
+
 def test_a_layer_without_weights_has_the_narrowest_type_that_it_reads():
     add = {"Name": "/a/Add", "LayerType": "PointWise", "Outputs": [],
            "Inputs": [{"Format/Datatype": "Row major linear FP32"}, {"Format/Datatype": "Row major Int8 format"}]}

@@ -22,7 +22,7 @@ LAYERS = {
     2: {"engine", "cache", "backend_ort", "backend_trt", "runner_trt", "trt_process", "cuda", "calibrators_trt"},
     3: {"evaluate", "sensitivity", "mixed_precision", "draw", "sources", "writer", "video",
         "profiling", "layer_times", "inspector",
-        "transfers", "overlap", "leaks", "record_08"},
+        "transfers", "overlap", "launches", "leaks", "record_08"},
     4: {*PLOTS, "bounds", "check", "shape", "edition", "grade", "skeleton", "lessons", "executor", "kernel", "page",
         "worker", "job", "course", "causes", "report", "report_page", "doctor", "cli_lessons", "cli", "__main__",
         "bench", "bench_steps", "bench_graphs", "bench_rounds", "bench_torch", "bench_compile", "bench_speed",

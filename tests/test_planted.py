@@ -38,6 +38,18 @@ def test_each_breaks_its_rule_at_every_place_and_no_other(tiny):
     assert good.SerializeToString() == before
 
 
+def test_the_shortcut_keeps_its_pair_and_nothing_is_left_of_the_other(tiny):
+    *_, good = tiny
+    before, g = Graph(good), Graph(planted.pairs_on_shortcuts_alone(good))
+    for add in g.of("Add"):
+        kinds = {g.kind(name): name for name in add.input}
+        assert set(kinds) == {"DequantizeLinear", "LeakyRelu"}
+        assert "Conv" in [n.op_type for n in g.readers[kinds["DequantizeLinear"]]]      # where the block begins
+    for kind in ("QuantizeLinear", "DequantizeLinear"):
+        assert len(g.of(kind)) == len(before.of(kind)) - len(g.of("Add"))
+    assert set(g.constants) == {name for n in g.nodes for name in n.input if name in g.constants}
+
+
 def test_weights_per_tensor_keep_their_values_to_half_a_step_of_one_scale(tiny):
     *_, model, good = tiny
     floats, g = Graph(model), Graph(planted.weights_per_tensor(good))

@@ -23,9 +23,10 @@ def test_fusion_draws_every_operator_once(axes):
     assert lengths == [10, 7]
 
 
-def test_strips_color_what_is_read_and_lower_what_only_copies(axes):
-    layers = [{"name": "a", "type": "CaskConvolution", "reads": "INT8+FP32"},
-              {"name": "b", "type": "Reformat", "reads": "FP32"}, {"name": "c", "type": "Myelin", "reads": "INT64"}]
+def test_strips_color_precisions_and_lower_what_only_copies(axes):
+    layers = [{"name": "a", "type": "CaskConvolution", "precision": "INT8"},
+              {"name": "b", "type": "Reformat", "precision": "FP32"},
+              {"name": "c", "type": "Myelin", "precision": "INT64"}]
     plots_engine.layer_strips({"x": layers, "y": layers[:1]}, "title")
     cells = [(p.get_facecolor(), p.get_height()) for p in axes[0].patches[:3]]
     color = {k: plt.matplotlib.colors.to_rgba(v) for k, v in plots_engine.PRECISION_COLORS.items()}

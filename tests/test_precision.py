@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
@@ -118,6 +118,7 @@ def test_each_precision_that_an_engine_lost_is_counted(graphs, name, narrow, wid
     assert [line for line in lines if not line.endswith(each)] == lost
 
 
+@settings(max_examples=20)                  # each looks at the whole graph
 @given(data=st.data())
 def test_exactly_the_layers_that_read_wider_are_named(graphs, data):
     asked = precision.asked(graphs["INT8"])

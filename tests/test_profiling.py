@@ -1,4 +1,3 @@
-import json
 import statistics
 import sys
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from test_inspector import CONV_8
 
 import trtkit
-from trtkit import clocks, engine, profiling, record_09, recorded
+from trtkit import clocks, engine, launches, profiling, record_09, recorded
 from trtkit.costs import Cost, by_layer, costs
 from trtkit.layer_times import against_roofline, layer_times, table
 from trtkit.percentiles import percentile, stats
@@ -157,7 +156,7 @@ def on_gpu(monkeypatch):
     monkeypatch.setattr(trtkit, "cuda", fake, raising=False)
 
     def use(gpu: FakeGpu) -> FakeGpu:
-        for module in (profiling, record_09):
+        for module in (profiling, launches):
             monkeypatch.setattr(module, "time", gpu)
         return gpu
 
@@ -429,6 +428,9 @@ def test_the_record_holds_what_the_lesson_reads(on_gpu, monkeypatch, tmp_path):
         (b, g) for b in (1, 2, 4, 8) for g in (False, True)]
     assert len(body["warm_up"]["end_to_end"]) == 100
     assert (8, 3, 416, 416) in gpu.fed
+    replayed, enqueued = (body["launch"]["batch_8"][way] for way in ("graph", "enqueue"))
+    assert replayed == pytest.approx({"host_ms": 0.01, "device_ms": 0.31, "total_ms": 0.31})
+    assert enqueued == pytest.approx({"host_ms": 1.0, "device_ms": 1.003, "total_ms": 1.003})
 
 
 def test_the_graphs_of_the_record_are_the_detector_in_two_types(tmp_path):
@@ -442,7 +444,17 @@ def test_the_graphs_of_the_record_are_the_detector_in_two_types(tmp_path):
     assert np.array_equal(x[0], x[1])
 
 
-def test_the_host_clock_stops_before_the_gpu(on_gpu):
-    found = record_09.host_clock(on_gpu(FakeGpu(kernel_ms=0.1, launch_ms=0.02)), X, runs=5)
-    assert found == pytest.approx({"returned_ms": 0.02, "finished_ms": 1.02, "event_ms": 1.02})
-    assert json.dumps(found)
+def test_the_lesson_finds_live_results_recorded_ones_or_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(recorded, "RESULTS", tmp_path)
+    load = recorded.load
+    monkeypatch.setattr(recorded, "load", lambda name: load(name, tmp_path))
+    monkeypatch.setattr(engine, "available", lambda: {"ort": "", "trt": "no driver"})
+    assert record_09.find({}) == (None, record_09.NOT_RECORDED)
+    assert record_09.COMMAND in record_09.NOT_RECORDED and "not recorded yet" in record_09.NOT_RECORDED
+    recorded.write(tmp_path / "h100_lesson09.json", {"provenance": recorded.provenance("x"), "engines": {}})
+    body, source = record_09.find({})
+    assert body["engines"] == {} and source.startswith("recorded: ")
+    monkeypatch.setattr(engine, "available", lambda: {"ort": "", "trt": ""})
+    live = {"engines": {"fp16": {"label": "tensorrt 8.6.1 · NVIDIA H200"}}}
+    monkeypatch.setattr(record_09, "measured", lambda graphs, optimization_level, duration_s: live)
+    assert record_09.find({}) == (live, "live: tensorrt 8.6.1 · NVIDIA H200")

@@ -74,6 +74,15 @@ def test_a_step_that_dies_leaves_what_was_before(out, monkeypatch):
     assert json.loads(out.read_text())["one"] == 1
 
 
+def test_a_step_that_nobody_recorded_is_empty(out, monkeypatch):
+    assert record_07.recorded_step("one", out.parent) == {}
+    monkeypatch.setattr(record_07, "STEPS", {"one": lambda *_: {"ms": 1}})
+    record_07.record(out)
+    found = record_07.recorded_step("one", out.parent)
+    assert found["ms"] == 1 and found["caption"].startswith("recorded: ")
+    assert record_07.recorded_step("two", out.parent) == {}
+
+
 def test_an_unknown_step(out):
     with pytest.raises(ValueError, match=r"\['calibrator'\], expected some of \['era', "):
         record_07.record(out, ["calibrator"])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trtkit
-from trtkit import leaks, nvidia, overlap, record_08, recorded, transfers
+from trtkit import launches, leaks, nvidia, overlap, record_08, recorded, transfers
 from trtkit.overlap import Span
 from trtkit.transfers import Copy
 
@@ -149,15 +149,15 @@ def test_an_empty_timeline_is_refused(lanes, chunks, rounds):
 
 def test_launch_cost_measures_both_ways_and_leaves_the_switch_as_it_was(cuda):
     lane = Lane(cuda, [])
-    found = overlap.launch_cost(lane, runs=3)
+    found = launches.launch_cost(lane, runs=3)
     assert found["graph"]["device_ms"] == pytest.approx(0.75) and found["enqueue"]["device_ms"] == pytest.approx(1.5)
     assert all(0 < way["host_ms"] <= way["total_ms"] for way in found.values())
     assert lane.use_graph is True
     lane.use_graph = False
-    overlap.launch_cost(lane, runs=1)
+    launches.launch_cost(lane, runs=1)
     assert lane.use_graph is False
     with pytest.raises(ValueError, match="runs: got 0"):
-        overlap.launch_cost(lane, runs=0)
+        launches.launch_cost(lane, runs=0)
 
 
 @pytest.mark.parametrize("buffers", [1, 2, 3])

@@ -99,8 +99,9 @@ EXERCISES = {
             "compute, one for downloads)",
             "keep two lists of times, when each stream and when each of the three engines is free again; go through "
             "the chunks in order, and in each through upload, compute, download",
-            "for each operation: end = max(stream_free[chunk % streams], engine_free[i]) + ms, then store end in both "
-            "lists; the answer is the largest time in stream_free",
+            "for chunk in range(chunks): for i, ms in enumerate((upload, compute, download)): end = "
+            "max(stream_free[chunk % streams], engine_free[i]) + ms; stream_free[chunk % streams] = engine_free[i] = "
+            "end; after the loops return max(stream_free)",
         ),
     ),
     "08_brightness": Exercise(

@@ -4,9 +4,6 @@ One stream runs everything in order: n chunks of upload u, compute c and downloa
 engine for copies each way beside those that compute, so with two streams chunk 2 is uploaded while chunk 1 computes;
 at best the busiest engine never rests: n max(u, c, d), plus the first upload and the last download.
 Source: CUDA C++ Best Practices Guide, "Asynchronous and Overlapping Transfers with Computation".
-
-`launch_cost` asks what the host pays to start work: an enqueue launches every kernel of a network by itself, a CUDA
-graph all of them with one call.
 """
 
 import queue
@@ -187,46 +184,3 @@ def host_timeline(
         free.put(None)
         producer.join()
     return sorted(spans, key=lambda s: (s.chunk, s.lane))
-
-
-def launch_cost(runner: Any, *, runs: int = 200) -> dict[str, dict[str, float]]:
-    """What it costs the host to start a network, and how long the device then takes.
-
-    Args:
-        runner: a `runner_trt.TrtRunner` whose input has been staged.
-        runs: of each way, at least 1, after 10 that do not count; the two ways take turns in blocks of ten.
-
-    Returns:
-        By "graph" and "enqueue": medians of "host_ms" (until the call returns), "device_ms" (between two events around
-        it) and "total_ms" (until everything is done, by the host's clock).
-
-    Raises:
-        ValueError: `runs` below 1.
-    """
-    if runs < 1:
-        raise ValueError(f"runs: got {runs}, expected at least 1")
-    from trtkit import cuda
-
-    before, ways = runner.use_graph, {"graph": True, "enqueue": False}
-    times = {way: [] for way in ways}
-    with cuda.primary_context(), cuda.Event() as start, cuda.Event() as end:
-        try:
-            runner.upload()
-            while len(times["enqueue"]) < runs + 10:
-                for way, use_graph in ways.items():
-                    runner.use_graph = use_graph
-                    times[way] += [_one_launch(runner, start, end) for _ in range(10)]
-        finally:
-            runner.use_graph = before
-    names = ("host_ms", "device_ms", "total_ms")
-    return {way: dict(zip(names, map(float, np.median(t[10:], axis=0)), strict=True)) for way, t in times.items()}
-
-
-def _one_launch(runner: Any, start: Any, end: Any) -> tuple[float, float, float]:
-    start.record(runner.stream)
-    begun = time.perf_counter()
-    runner.launch()
-    returned = time.perf_counter()
-    end.record(runner.stream)
-    runner.stream.synchronize()
-    return (returned - begun) * 1e3, end.elapsed_ms(start), (time.perf_counter() - begun) * 1e3

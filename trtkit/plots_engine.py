@@ -45,10 +45,10 @@ def fusion(counts: Mapping[str, Mapping[str, int]], *, named: int = 8) -> None:
 
 
 def layer_strips(engines: Mapping[str, Sequence[Mapping]], title: str) -> None:
-    """Every layer of some engines as a cell, from left to right as they run, coloured by what it reads.
+    """Every layer of some engines as a cell, from left to right as they run, coloured by its precision.
 
     Args:
-        engines: by title, layers as `record_07.rows` makes them: "type", "reads".
+        engines: by title, layers as `record_07.rows` makes them: "type", "precision".
         title: where the engines come from.
     """
     longest = max(map(len, engines.values()))
@@ -57,23 +57,17 @@ def layer_strips(engines: Mapping[str, Sequence[Mapping]], title: str) -> None:
     for ax, (name, layers) in zip(axes.flat, engines.items(), strict=True):
         for i, layer in enumerate(layers):
             copy = is_copy(layer)
-            ax.bar(i, 0.45 if copy else 1, 0.9, color=PRECISION_COLORS.get(narrowest(layer), OTHERS))
+            ax.bar(i, 0.45 if copy else 1, 0.9, color=PRECISION_COLORS.get(layer["precision"], OTHERS))
         ax.set(xlim=(-1, longest), ylim=(0, 1), yticks=[])
         ax.set_ylabel(f"{name}\n{len(layers)} layers", rotation=0, ha="right", va="center")
         ax.spines[["top", "right", "left"]].set_visible(False)
     for kind, color in PRECISION_COLORS.items():
-        axes.flat[0].bar(0, 0, color=color, label=f"reads {kind}" if kind else "other types")
+        axes.flat[0].bar(0, 0, color=color, label=kind or "the inspector does not say")
     axes.flat[-1].set_xlabel("layer, in the order they run; low cells only copy or change the format")
     figure.suptitle(title, fontsize=10)
     figure.legend(ncols=4, frameon=False, loc="outside lower center")
     plt.show()
     plt.close(figure)
-
-
-def narrowest(layer: Mapping) -> str:
-    """The narrowest type that a layer reads, "" if it is none of those with a color."""
-    reads = layer["reads"].split("+")
-    return next((kind for kind in ("INT8", "FP16", "FP32") if kind in reads), "")
 
 
 def is_copy(layer: Mapping) -> bool:

@@ -14,6 +14,8 @@ GREEN, PINK, GREY = "#009E73", "#CC79A7", "#999999"
 PART_COLORS = {"stage": "#E69F00", "h2d": "#56B4E9", "compute": "#0072B2", "d2h": "#009E73", "fetch": "#CC79A7",
                "rest": "#dddddd"}
 
+FEW = 20                    # runs; below it every one can be seen, and a median says little
+
 
 def _finish(figure: plt.Figure) -> None:
     for ax in figure.axes:
@@ -23,7 +25,7 @@ def _finish(figure: plt.Figure) -> None:
 
 
 def runs(series: Mapping[str, Sequence[float]]) -> None:
-    """Time of run 1, 2, 3, ..., one panel per title, on a logarithmic axis; the median as a line.
+    """Time of run 1, 2, 3, ..., one panel per title, on a logarithmic axis; the median of many as a line.
 
     Args:
         series: milliseconds by title.
@@ -31,9 +33,10 @@ def runs(series: Mapping[str, Sequence[float]]) -> None:
     figure, axes = plt.subplots(1, len(series), figsize=(4.6 * len(series), 3), layout="constrained", squeeze=False)
     for ax, (title, ms) in zip(axes.flat, series.items(), strict=True):
         ax.plot(np.arange(1, len(ms) + 1), ms, ".", color=INT8_COLOR, ms=5)
-        ax.axhline(np.median(ms), color="k", ls="--", lw=1)
-        ax.text(1, np.median(ms), f"median {np.median(ms):.3g} ms", transform=ax.get_yaxis_transform(), ha="right",
-                va="bottom", fontsize=9)
+        if len(ms) >= FEW:
+            ax.axhline(np.median(ms), color="k", ls="--", lw=1)
+            ax.text(1, np.median(ms), f"median {np.median(ms):.3g} ms", transform=ax.get_yaxis_transform(), ha="right",
+                    va="bottom", fontsize=9)
         ax.set(title=title, xlabel="run", yscale="log")
         _few_decimals(ax.yaxis)
     axes[0, 0].set_ylabel("ms")
@@ -95,15 +98,16 @@ def part_bars(engines: Mapping[str, Mapping[str, float]]) -> None:
     """Where the time between arrays in and arrays out goes: stacked bars, one per engine.
 
     Args:
-        engines: median milliseconds of each part by name; "end_to_end" draws what the parts leave over as "rest".
+        engines: median milliseconds of each part by name, of those that are known; what they leave over of
+            "end_to_end" is drawn as "rest".
     """
     figure, ax = plt.subplots(figsize=(9, 1.1 + 0.55 * len(engines)), layout="constrained")
     for row, medians in enumerate(engines.values()):
         left = 0.0
-        rest = medians["end_to_end"] - sum(medians[p] for p in PART_COLORS if p != "rest")
+        rest = medians["end_to_end"] - sum(medians.get(p, 0.0) for p in PART_COLORS)
         for part, color in PART_COLORS.items():
-            ms = max(rest, 0.0) if part == "rest" else medians[part]
-            ax.barh(row, ms, left=left, color=color, label=part if row == 0 else None)
+            ms = max(rest, 0.0) if part == "rest" else medians.get(part, 0.0)
+            ax.barh(row, ms, left=left, color=color, label=part if row == 0 and ms > 0 else None)
             left += ms
         ax.text(left, row, f" {medians['end_to_end']:.2f} ms", va="center")
     ax.set_yticks(range(len(engines)), list(engines))

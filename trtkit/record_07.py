@@ -21,10 +21,12 @@ from trtkit.files import replacing
 from trtkit.profiling import measure
 
 COMMAND = "python -c \"from trtkit import record_07; record_07.record('datasets/results/h100_lesson07.json')\""
+FILE = "h100_lesson07.json"
 WEIGHTS = "weights/yolov3_w025.safetensors"
 IMAGES = 32                 # for the ranges, ours and TensorRT's
 CALIB_BATCH = 8
 CHARACTERS = 100            # of a layer's or tactic's name
+NOT_RECORDED = f"not recorded yet; on a machine with TensorRT: {COMMAND}"
 LEVEL_1 = BuildConfig(optimization_level=1)
 
 
@@ -33,7 +35,7 @@ def write_graphs(folder: Path, table: Mapping[str, calib.Range]) -> dict[str, Pa
 
     Args:
         folder: where to write them.
-        table: ranges of its tensors, see `ranges`.
+        table: ranges of its tensors, from `calib.ranges(histograms(...))`.
     """
     folder = Path(folder)
     graphs = {"FP32": weights.to_graph(data.dataset_file(WEIGHTS), folder / "yolov3_w025_fp32.onnx")}
@@ -133,6 +135,14 @@ def record(out: Path, steps: Sequence[str] = (), *, images: int = IMAGES) -> Non
             recorded.write(out, body)
     if failed:
         raise BackendError(f"{out.name} lacks {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
+
+
+def recorded_step(step: str, folder: Path = recorded.RESULTS) -> dict:
+    """What `record` wrote of a step of `STEPS`, with "caption": where it was measured; {} where nobody recorded it."""
+    if not (Path(folder) / FILE).is_file():
+        return {}
+    body = recorded.load(FILE, folder)
+    return {**body[step], "caption": recorded.caption(body)} if step in body else {}
 
 
 def _engines(graphs: Mapping[str, Path], found: calib.Calibration) -> dict:

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from trtkit import clocks, data, engine, leaks, nvidia, overlap, recorded, transfers, weights
+from trtkit import clocks, data, engine, launches, leaks, nvidia, overlap, recorded, transfers, weights
 
 COMMAND = ("python -c \"from pathlib import Path; from trtkit import record_08; "
            "record_08.record(Path('h100_lesson08.json'))\"")
@@ -48,7 +48,7 @@ def record(out: Path) -> None:
     add("by_hand", by_hand(plan, np.full((1, 3, 416, 416), 0.5, np.float32)))
     with engine.load(plan) as one, engine.load(plan) as two:
         add("timeline", timelines(one, two))
-        add("launch", {f"batch_{n}": launches(one, n) for n in (1, BATCH)})
+        add("launch", {f"batch_{n}": launch(one, n) for n in (1, BATCH)})
     with engine.load(plan) as fresh:
         add("shapes", first_calls(fresh, [1, 1, 1, 1, 2, 2, 2, 2, 1, 1, 1, 1]))
     clock = clocks.read(nvidia.nvml_module())                           # right after work, not of an idle GPU
@@ -80,10 +80,10 @@ def timelines(one: engine.Runner, two: engine.Runner, *, batch: int = BATCH, chu
     }
 
 
-def launches(runner: engine.Runner, batch: int) -> dict:
-    """See `overlap.launch_cost`."""
+def launch(runner: engine.Runner, batch: int) -> dict:
+    """See `launches.launch_cost`."""
     runner.infer(feed_of(batch))
-    return overlap.launch_cost(runner)
+    return launches.launch_cost(runner)
 
 
 def first_calls(runner: engine.Runner, batches: list[int]) -> list[dict]:

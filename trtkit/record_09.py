@@ -5,7 +5,6 @@
 """
 
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from trtkit import data, engine, half, inspector, recorded, scenes, weights, yolo
+from trtkit import data, engine, half, inspector, launches, recorded, scenes, weights, yolo
 from trtkit.files import replacing
 from trtkit.layer_times import layer_times
-from trtkit.percentiles import percentile
 from trtkit.profiling import Latency, measure
 
 COMMAND = "python -c \"from trtkit import record_09; record_09.record('datasets/results/h100_lesson09.json')\""
 WEIGHTS = "weights/yolov3_w025.safetensors"
 SAMPLES = 300               # at most, of each series that is kept
+NOT_RECORDED = ("not recorded yet: on a machine with TensorRT this cell measures live; to record it for others: "
+                f"{COMMAND}")
 INSPECTED = ["name", "type", "precision", "in_dtypes", "out_dtypes", "tactic", "nodes"]
 
 
@@ -37,6 +37,29 @@ def record(out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         body = measured(write_graphs(Path(folder)))
     recorded.write(Path(out), {"provenance": recorded.provenance(COMMAND), **body})
+
+
+def find(
+    graphs: dict[str, Path], results: str = "h100_lesson09.json", *, optimization_level: int = 1
+) -> tuple[dict | None, str]:
+    """What lesson 09 shows of a GPU, and where it is from.
+
+    Args:
+        graphs: of `write_graphs`.
+        results: of a file in `datasets/results`, for machines without TensorRT.
+        optimization_level: of the builds on machines with it.
+
+    Returns:
+        `measured` on this machine's GPU and "live: ...", or what was recorded and its caption; None and what to do
+        about it, where there is neither.
+    """
+    if engine.available()["trt"] == "":
+        body = measured(graphs, optimization_level=optimization_level, duration_s=1.0)
+        return body, f"live: {body['engines']['fp16']['label']}"
+    if not (recorded.RESULTS / results).is_file():
+        return None, NOT_RECORDED
+    body = recorded.load(results)
+    return body, recorded.caption(body)
 
 
 def write_graphs(folder: Path) -> dict[str, Path]:
@@ -73,7 +96,7 @@ def measured(
     Returns:
         JSON object. "warm_up": first times of a fresh FP16 engine. "engines": by "fp32", "fp16" the runner's "label",
         "graph" and "no_graph" (see `summary`, batch 1), "layer_ms" (by batch, by layer) and "inspector" (rows).
-        "batches": rows of medians, FP16, with and without the graph. "host_clock": see `host_clock`, by batch.
+        "batches": rows of medians, FP16, with and without the graph. "launch": see `launches.launch_cost`, by batch.
     """
     config = engine.BuildConfig(optimization_level=optimization_level, batch=(1, 1, 8))
     body: dict = {"engines": {}, "optimization_level": optimization_level}
@@ -87,7 +110,7 @@ def measured(
             if name == "fp16":
                 body["batches"] = [_of_batch(runner, batch, use_graph, duration_s / 2)
                                    for batch in batches for use_graph in (False, True)]
-                body["host_clock"] = {str(b): host_clock(runner, feed_of(b)) for b in (batches[0], batches[-1])}
+                body["launch"] = {f"batch_{b}": _launch(runner, b) for b in (batches[0], batches[-1])}
     return _plain(body)
 
 
@@ -102,6 +125,11 @@ def _of_engine(runner, duration_s: float, batches: Sequence[int], layer_runs: in
         found["layer_ms"][str(batch)] = dict(zip(times["layer"], times["ms"], strict=True))
     found["inspector"] = inspector.frame(runner.layers())[INSPECTED].to_dict("records")
     return found
+
+
+def _launch(runner, batch: int) -> dict:
+    runner.infer(feed_of(batch))
+    return launches.launch_cost(runner)
 
 
 def _of_batch(runner, batch: int, use_graph: bool, duration_s: float) -> dict:
@@ -130,32 +158,6 @@ def summary(latency: Latency) -> dict:
 def thinned(ms: np.ndarray) -> np.ndarray:
     """At most `SAMPLES` of the times, evenly spaced, in their order."""
     return ms[np.linspace(0, len(ms) - 1, min(len(ms), SAMPLES)).astype(int)]
-
-
-def host_clock(runner, feed: dict[str, np.ndarray], runs: int = 200) -> dict[str, float]:
-    """Median milliseconds of one compute in three ways of timing it, with the CUDA graph.
-
-    Returns:
-        "returned_ms": host clock until `launch` returned; "finished_ms": host clock until the GPU was done;
-        "event_ms": between events on the GPU.
-    """
-    from trtkit import cuda  # needs PyCUDA
-
-    runner.use_graph = True
-    runner.infer(feed)
-    rows = []
-    with cuda.primary_context(), cuda.Event() as first, cuda.Event() as last:
-        for _ in range(runs + 10):
-            first.record(runner.stream)
-            start = time.perf_counter()
-            runner.launch()
-            returned = time.perf_counter()
-            last.record(runner.stream)
-            runner.stream.synchronize()
-            finished = time.perf_counter()
-            rows.append((1000 * (returned - start), 1000 * (finished - start), last.elapsed_ms(first)))
-    names = ("returned_ms", "finished_ms", "event_ms")
-    return {name: percentile(column, 50) for name, column in zip(names, zip(*rows[10:], strict=True), strict=True)}
 
 
 def _plain(value):
