@@ -96,7 +96,7 @@ def matmul_macs(m: int, k: int, n: int, *, batch: int = 1) -> int:
     return batch * m * k * n
 
 
-def measured_cpu(*, size: int = 512, copy_mib: int = 64, repeats: int = 100) -> Device:
+def measured_cpu(*, size: int = 512, copy_mib: int = 64, turns: int = 12) -> Device:
     """This machine's CPU, with a peak and a bandwidth that it has reached: the best of several runs of each.
 
     The peak comes from NumPy's float32 matrix product, whose BLAS uses all cores. The bandwidth comes from copying an
@@ -106,17 +106,19 @@ def measured_cpu(*, size: int = 512, copy_mib: int = 64, repeats: int = 100) -> 
     Args:
         size: of the square matrices.
         copy_mib: of the array that is copied.
-        repeats: runs, of which the best counts: what disturbs a run only makes it slower. Many
-            short ones, so that some meet no other process; a product here takes a millisecond.
+        turns: of ten products and five copies each, about a second in all; the best of all counts, since what disturbs
+            a run only makes it slower. Short runs at different times, so that some meet no other process.
     """
     a = np.ones((size, size), np.float32)
     product = np.empty_like(a)
-    matmul_ms = _best_ms(lambda: np.matmul(a, a, out=product), repeats)
     cores = len(os.sched_getaffinity(0))
     source = np.ones((cores, copy_mib * 2**20 // 4 // cores), np.float32)
     target = np.empty_like(source)
+    matmul_ms = copy_ms = float("inf")
     with ThreadPoolExecutor(cores) as pool:             # NumPy lets go of the interpreter lock while it copies
-        copy_ms = _best_ms(lambda: list(pool.map(np.copyto, target, source)), repeats)
+        for _ in range(turns):
+            matmul_ms = min(matmul_ms, _best_ms(lambda: np.matmul(a, a, out=product), 10))
+            copy_ms = min(copy_ms, _best_ms(lambda: list(pool.map(np.copyto, target, source)), 5))
     return Device(
         name=f"CPU, {cores} cores",
         peak_tflops={"fp32": 2 * matmul_macs(size, size, size) / matmul_ms / 1e9},
