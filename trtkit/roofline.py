@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def measured_cpu(*, size: int = 512, copy_mib: int = 64, turns: int = 12) -> Dev
     source = np.ones((cores, copy_mib * 2**20 // 4 // cores), np.float32)
     target = np.empty_like(source)
     matmul_ms = copy_ms = float("inf")
-    with ThreadPoolExecutor(cores) as pool:             # NumPy lets go of the interpreter lock while it copies
+    # OMP_NUM_THREADS, which hubs set, would leave BLAS fewer cores than the runner has, and a roof below its layers.
+    with threadpool_limits(cores), ThreadPoolExecutor(cores) as pool:   # NumPy copies without the interpreter lock
         for _ in range(turns):
             matmul_ms = min(matmul_ms, _best_ms(lambda: np.matmul(a, a, out=product), 10))
             copy_ms = min(copy_ms, _best_ms(lambda: list(pool.map(np.copyto, target, source)), 5))
