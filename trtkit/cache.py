@@ -112,11 +112,11 @@ def locked(name: str) -> Iterator[None]:
         TimeoutError: somebody has held it for an hour.
     """
     locks = folder() / "locks"
+    lock = FileLock(locks / f"{name}.lock", timeout=WAIT_S)
     try:
         folder().mkdir(mode=0o700, parents=True, exist_ok=True)
         locks.mkdir(exist_ok=True)
-        with FileLock(locks / f"{name}.lock", timeout=WAIT_S):
-            yield
+        lock.acquire()
     except Timeout as e:
         raise TimeoutError(f"cache: another process has held {e.lock_file} for {WAIT_S // 60} minutes; see what it "
                            "does, or end it") from e
@@ -125,6 +125,10 @@ def locked(name: str) -> Iterator[None]:
             raise
         raise PermissionError(f"cache: got {folder()}, which cannot be written ({e.strerror}), expected a folder of "
                               "yours; export TRTKIT_CACHE=FOLDER") from e
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def problem(plan: Path, environment: str | None) -> str:

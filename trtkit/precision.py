@@ -14,8 +14,8 @@ from trtkit.placement import WEIGHTED
 from trtkit.wiring import wiring
 
 WIDTH = {"INT8": 8, "FP8": 8, "FP16": 16, "BF16": 16, "FP32": 32}
-# Between node names in "weights + DQ + Conv + PWN(LeakyRelu)", "a || b" and "[ONNX Layer: Conv]\x1e[ONNX Layer: ...]".
-SEPARATORS = re.compile(r"\s*(?:\+|\|\||,|[\[\](){}\x1e]|ONNX Layer:|\.\.\.)\s*")
+# Between node names in "weights + DQ + Conv + PWN(LeakyRelu)", "a || b" and "[ONNX Layer: Conv | property]\x1e...".
+SEPARATORS = re.compile(r"\s*(?:\+|\|+|,|[\[\](){}\x1e]|ONNX Layer:|\.\.\.)\s*")
 TYPES = {"int8": "INT8", "fp8": "FP8", "fp16": "FP16", "half": "FP16", "bf16": "BF16", "bfloat16": "BF16",
          "fp32": "FP32", "float": "FP32"}
 TYPE = re.compile(rf"\b({'|'.join(TYPES)})\b", re.IGNORECASE)

@@ -256,7 +256,7 @@ class TrtRunner:
         """Free everything; a second call does nothing."""
         if getattr(self, "_closed", True):
             return
-        with cuda.primary_context():
+        with self._busy, cuda.primary_context():        # another thread's call comes to its end first
             self._drop_graph()
             self._closed = True
             # In this order: a runtime must outlive its engines, an engine its contexts.
