@@ -49,32 +49,11 @@ def read(nvml: object | None = None, env: Mapping[str, str] = os.environ) -> Clo
         nvml: NVML's Python module; by default the one that is installed, if any.
         env: of CUDA_VISIBLE_DEVICES, whose first entry is CUDA's device 0.
     """
-    nvml = nvml if nvml is not None else nvidia.nvml_module()
-    if nvml is None:
-        return Clocks()
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:                              # no driver
-        return Clocks()
-    try:
-        handle = _handle(nvml, env.get("CUDA_VISIBLE_DEVICES", ""))
-        return Clocks(
-            sm_mhz=_answer(nvml, "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM),
-            max_sm_mhz=_answer(nvml, "nvmlDeviceGetMaxClockInfo", handle, nvml.NVML_CLOCK_SM),
-            reasons=_reasons(nvml, handle),
-        )
-    except nvml.NVMLError:                              # no such card
-        return Clocks()
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _handle(nvml, visible: str):
-    """CUDA's first device. On hosts with different cards, CUDA and NVML may count them in different orders."""
-    first = visible.split(",")[0].strip()
-    if first.startswith(("GPU-", "MIG-")):
-        return nvml.nvmlDeviceGetHandleByUUID(first)
-    return nvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
+    return nvidia.ask_first(lambda nvml, gpu: Clocks(
+        sm_mhz=_answer(nvml, "nvmlDeviceGetClockInfo", gpu, nvml.NVML_CLOCK_SM),
+        max_sm_mhz=_answer(nvml, "nvmlDeviceGetMaxClockInfo", gpu, nvml.NVML_CLOCK_SM),
+        reasons=_reasons(nvml, gpu),
+    ), nvml, env) or Clocks()
 
 
 def _reasons(nvml, handle) -> tuple[str, ...] | None:

@@ -70,15 +70,5 @@ def nvml_used_mib() -> float | None:
 
     None where NVML is missing or will not say (a slice of a card, a container without rights).
     """
-    nvml = nvidia.nvml_module()
-    if nvml is None:
-        return None
-    try:
-        nvml.nvmlInit()
-        try:
-            used = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(0)).used
-        finally:
-            nvml.nvmlShutdown()
-    except nvml.NVMLError:
-        return None
-    return used / MIB
+    used = nvidia.ask_first(lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used)
+    return None if used is None else used / MIB

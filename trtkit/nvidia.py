@@ -9,13 +9,15 @@ import ctypes
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from trtkit.machine import MIB, ROOT, text
 
+T = TypeVar("T")
 VENDOR_ID = "0x10de"
 DEVICE_PATTERNS = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvhost-ctrl-gpu")      # a PC; WSL; two kinds of Jetson
 # The first driver for each CUDA major; release notes of the CUDA toolkit, table of minor-version compatibility.
@@ -90,6 +92,33 @@ def cuda_problem() -> str:
         hint = " (CUDA_VISIBLE_DEVICES hides it)" if os.environ.get("CUDA_VISIBLE_DEVICES") is not None else ""
         return f"the NVIDIA driver shows no GPU{hint}, CUDA error {error}; trtkit doctor says what to do"
     return ""
+
+
+def ask_first(
+    question: Callable[[ModuleType, object], T], nvml: ModuleType | None = None, env: Mapping[str, str] = os.environ
+) -> T | None:
+    """Ask NVML about CUDA's first device; None where NVML is missing or will not say (a slice, no rights, no driver).
+
+    Args:
+        question: called with NVML's module and the device's handle.
+        nvml: by default the one that is installed, if any.
+        env: of CUDA_VISIBLE_DEVICES, whose first entry is CUDA's device 0. Without it, CUDA and NVML may still count
+            different cards in different orders.
+    """
+    nvml = nvml if nvml is not None else nvml_module()
+    if nvml is None:
+        return None
+    first = env.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    try:
+        nvml.nvmlInit()
+        try:
+            if first.startswith(("GPU-", "MIG-")):
+                return question(nvml, nvml.nvmlDeviceGetHandleByUUID(first))
+            return question(nvml, nvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0))
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError:
+        return None
 
 
 def read(root: Path = ROOT, env: Mapping[str, str] = os.environ, nvml: object | None = None) -> Nvidia:

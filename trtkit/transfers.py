@@ -181,15 +181,5 @@ def pcie_link() -> tuple[int, int] | None:
 
     The highest, not the current: an idle card slows its link down, and speeds it up for a copy.
     """
-    nvml = nvidia.nvml_module()
-    if nvml is None:
-        return None
-    try:
-        nvml.nvmlInit()
-        try:
-            gpu = nvml.nvmlDeviceGetHandleByIndex(0)
-            return nvml.nvmlDeviceGetMaxPcieLinkGeneration(gpu), nvml.nvmlDeviceGetMaxPcieLinkWidth(gpu)
-        finally:
-            nvml.nvmlShutdown()
-    except nvml.NVMLError:
-        return None
+    return nvidia.ask_first(lambda nvml, gpu: (
+        nvml.nvmlDeviceGetMaxPcieLinkGeneration(gpu), nvml.nvmlDeviceGetMaxPcieLinkWidth(gpu)))
