@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 
@@ -270,3 +271,26 @@ def test_without_any_backend_auto_says_why_for_each(graph, monkeypatch):
 def test_an_unknown_backend_is_refused(graph, backend):
     with pytest.raises(ValueError, match="backend"):
         engine.build(graph, backend=backend)
+
+
+@pytest.mark.parametrize("missing", ["tensorrt", "pycuda"])
+def test_a_gpu_without_its_packages_names_the_first_that_is_missing(monkeypatch, missing):
+    monkeypatch.setattr(engine.nvidia, "cuda_problem", lambda: "")
+    present = {"tensorrt", "pycuda"} - {missing}
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name in present else
+                        None if name == missing else real(name))
+    why = engine.available()["trt"]
+    assert why.startswith(f"{missing} is not installed; pip install")
+
+
+def test_a_tensorrt_that_cannot_be_imported_is_no_crash(monkeypatch):
+    def broken(name):
+        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(engine.nvidia, "cuda_problem", lambda: "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(importlib, "import_module", broken)
+    assert "libnvinfer.so.10" in engine.available()["trt"]
+    with pytest.raises(BackendError, match=r"libnvinfer\.so\.10"):
+        engine._choose("trt")

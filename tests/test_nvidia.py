@@ -53,7 +53,7 @@ def test_a_driver_with_a_device_is_no_problem(install, devices):
 
 def test_without_a_driver_the_way_on_is_named(install):
     install(OSError("libcuda.so.1: cannot open shared object file: No such file or directory"))
-    assert "no NVIDIA driver" in nvidia.cuda_problem() and "trtkit doctor" in nvidia.cuda_problem()
+    assert "no NVIDIA driver" in nvidia.cuda_problem() and "install its driver" in nvidia.cuda_problem()
 
 
 @pytest.mark.parametrize(("driver", "error"), [

@@ -87,10 +87,12 @@ def cuda_problem() -> str:
         libcuda = ctypes.CDLL("libcuda.so.1")
         error = libcuda.cuInit(0) or libcuda.cuDeviceGetCount(ctypes.byref(count))
     except (OSError, AttributeError):           # no such library, or a stand-in for it that was meant for linking
-        return "no NVIDIA driver here; every lesson runs on the CPU, trtkit doctor says more"
+        return "no NVIDIA driver here; nothing to do, every lesson runs on the CPU; with a card: install its driver"
     if error or not count.value:
-        hint = " (CUDA_VISIBLE_DEVICES hides it)" if os.environ.get("CUDA_VISIBLE_DEVICES") is not None else ""
-        return f"the NVIDIA driver shows no GPU{hint}, CUDA error {error}; trtkit doctor says what to do"
+        fix = "look at nvidia-smi; in a container: start it with --gpus all"
+        if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
+            fix = "CUDA_VISIBLE_DEVICES hides it: unset CUDA_VISIBLE_DEVICES"
+        return f"the NVIDIA driver shows no GPU, CUDA error {error}; {fix}"
     return ""
 
 
