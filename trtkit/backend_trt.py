@@ -309,13 +309,17 @@ def deserialize(plan: Path, log: Log):
 def inspect(engine, context) -> list[dict]:
     """What the inspector tells about each layer; a layer of a plan without details has only its name.
 
-    With dynamic shapes the inspector hides types until it has a context that knows its shapes; here the most frequent.
+    Args:
+        engine: to look at.
+        context: of it. With dynamic shapes an inspector can tell types only if it has a context that knows its shapes,
+            here the most frequent; 8.6 does not tell them even then, see `precision.reads`. None, where there was no
+            memory for one, leaves them out.
     """
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    for name in names:
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in context.get_tensor_shape(name):
-            context.set_input_shape(name, engine.get_tensor_profile_shape(name, 0)[1])
     inspector = engine.create_engine_inspector()
-    inspector.execution_context = context
+    if context is not None:
+        for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
+            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in tuple(context.get_tensor_shape(name)):
+                context.set_input_shape(name, engine.get_tensor_profile_shape(name, 0)[1])
+        inspector.execution_context = context
     told = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     return [layer if isinstance(layer, dict) else {"Name": layer} for layer in told["Layers"]]
