@@ -5,15 +5,19 @@ every thread has a stack of contexts, and what is freed without its context bein
 that retained the context; anywhere else PyCUDA warns and leaks it. Streams run at once, or record while capturing.
 """
 
+import importlib
 import sys
 import threading
 import warnings
 import weakref
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+
+import trtkit
 
 _LISTED = {
     "driver": """Context Device DeviceAllocation Error Event LaunchError LogicError MemoryError
@@ -82,6 +86,16 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Gpu:
         module.__spec__ = ModuleSpec(name, None)        # `importlib.util.find_spec` wants one
         monkeypatch.setitem(sys.modules, name, module)
     return gpu
+
+
+def fresh_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """`trtkit.cuda`, imported anew so that it takes the fake; for a fixture, which closes what it still holds."""
+    monkeypatch.delitem(sys.modules, "trtkit.cuda", raising=False)
+    monkeypatch.delattr(trtkit, "cuda", raising=False)
+    module = importlib.import_module("trtkit.cuda")
+    yield module
+    module._close_all()
+    vars(trtkit).pop("cuda", None)
 
 
 def _driver(gpu: Gpu) -> ModuleType:

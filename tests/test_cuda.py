@@ -1,15 +1,14 @@
 """`cuda` without a GPU, on a fake of PyCUDA: owners, threads, closing, errors. On a GPU: tests/gpu/test_cuda.py."""
 
 import ast
-import importlib
 import sys
-import threading
 import warnings
 from pathlib import Path
 
 import fake_pycuda
 import numpy as np
 import pytest
+from in_thread import in_thread
 
 import trtkit
 from trtkit.engine import BackendError
@@ -22,29 +21,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def cuda(gpu, monkeypatch):
-    """The module itself, imported anew so that it takes the fake; what it still holds is closed in the end."""
-    monkeypatch.delitem(sys.modules, "trtkit.cuda", raising=False)
-    monkeypatch.delattr(trtkit, "cuda", raising=False)
-    module = importlib.import_module("trtkit.cuda")
-    yield module
-    module._close_all()
-    vars(trtkit).pop("cuda", None)
-
-
-def in_thread(work) -> None:
-    failed = []
-
-    def guarded():
-        try:
-            work()
-        except BaseException as e:              # whatever it was belongs to the test
-            failed.append(e)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+    yield from fake_pycuda.fresh_cuda(monkeypatch)
 
 
 def test_every_name_that_cuda_takes_from_pycuda_is_one_of_pycudas():

@@ -1,8 +1,6 @@
 """Copies, timelines, launches and leaks: closed forms, order, errors. What needs a GPU runs on a fake of PyCUDA."""
 
-import importlib
 import mmap
-import sys
 import threading
 import time
 
@@ -12,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import trtkit
 from trtkit import launches, leaks, nvidia, overlap, record_08, recorded, transfers
 from trtkit.overlap import Span
 from trtkit.transfers import Copy
@@ -21,12 +18,7 @@ from trtkit.transfers import Copy
 @pytest.fixture
 def cuda(monkeypatch):
     fake_pycuda.install(monkeypatch)
-    monkeypatch.delitem(sys.modules, "trtkit.cuda", raising=False)
-    monkeypatch.delattr(trtkit, "cuda", raising=False)
-    module = importlib.import_module("trtkit.cuda")
-    yield module
-    module._close_all()
-    vars(trtkit).pop("cuda", None)
+    yield from fake_pycuda.fresh_cuda(monkeypatch)
 
 
 @given(st.floats(1e-4, 10), st.floats(0.1, 100), st.sets(st.integers(1, 1 << 28), min_size=2, max_size=15))

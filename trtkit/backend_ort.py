@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from trtkit.engine import BackendError, BuildConfig, TensorSpec
+from trtkit.engine import BackendError, BuildConfig, TensorSpec, check_feed
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -86,7 +86,8 @@ class OrtRunner:
         """Run once; see `engine.Runner.infer`."""
         if self._session is None:
             raise BackendError("runner: got a closed one, expected an open one; call engine.load again")
-        _check_feed(feed, self.inputs)
+        check_feed(feed, self.inputs)
+        _check_shapes(feed, self.inputs)
         try:
             return dict(zip(self.outputs, self._session.run(None, feed), strict=True))
         except Exception as e:
@@ -131,15 +132,9 @@ def _spec(arg: ort.NodeArg) -> TensorSpec:
     return TensorSpec(shape, np.dtype(DTYPES[arg.type]))
 
 
-def _check_feed(feed: dict[str, np.ndarray], inputs: dict[str, TensorSpec]) -> None:
-    if feed.keys() != inputs.keys():
-        raise ValueError(f"feed: got names {sorted(feed)}, expected {sorted(inputs)}")
+def _check_shapes(feed: dict[str, np.ndarray], inputs: dict[str, TensorSpec]) -> None:
     for name, spec in inputs.items():
         x = feed[name]
-        if not isinstance(x, np.ndarray):
-            raise ValueError(f"{name}: got {type(x).__name__}, expected a NumPy array {spec.dtype} {spec.shape}")
-        if x.dtype != spec.dtype:
-            raise ValueError(f"{name}: got {x.dtype}, expected {spec.dtype}; use x.astype(np.{spec.dtype})")
         fits = x.ndim == len(spec.shape) and all(
             isinstance(want, str) or want == have for want, have in zip(spec.shape, x.shape, strict=True)
         )

@@ -204,8 +204,7 @@ def _settings(builder, network, model: onnx.ModelProto, config: BuildConfig, tel
     settings.builder_optimization_level = config.optimization_level
     if config.detailed:
         settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    sources = [getattr(trt.TacticSource, name) for name in TACTIC_SOURCES if hasattr(trt.TacticSource, name)]
-    settings.set_tactic_sources(sum(1 << int(source) for source in sources))
+    settings.set_tactic_sources(tactic_sources())
     if not _strongly_typed():
         if precision.has_quantized(model):
             settings.set_flag(trt.BuilderFlag.INT8)
@@ -219,6 +218,12 @@ def _settings(builder, network, model: onnx.ModelProto, config: BuildConfig, tel
     if profile := _profile(builder, network, config):
         settings.add_optimization_profile(profile)
     return settings
+
+
+def tactic_sources() -> int:
+    """The bits of `TACTIC_SOURCES`, as far as this TensorRT has them."""
+    sources = [getattr(trt.TacticSource, name) for name in TACTIC_SOURCES if hasattr(trt.TacticSource, name)]
+    return sum(1 << int(source) for source in sources)
 
 
 def _profile(builder, network, config: BuildConfig):

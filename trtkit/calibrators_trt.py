@@ -14,7 +14,7 @@ import numpy as np
 import tensorrt as trt
 
 from trtkit import calib_cache, cuda
-from trtkit.backend_trt import LOGGER, MIB, Log, inspect
+from trtkit.backend_trt import LOGGER, MIB, Log, inspect, tactic_sources
 from trtkit.engine import BackendError, BuildConfig
 
 CALIBRATORS = {"minmax": "IInt8MinMaxCalibrator", "entropy2": "IInt8EntropyCalibrator2"}
@@ -142,9 +142,7 @@ def _build(graph: Path, shape: tuple[int, ...], config: BuildConfig, log: Log, c
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mib * MIB)
     settings.builder_optimization_level = config.optimization_level
     settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # As in `backend_trt`: no cuDNN, no cuBLAS.
-    sources = (trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS)
-    settings.set_tactic_sources(sum(1 << int(source) for source in sources))
+    settings.set_tactic_sources(tactic_sources())
     settings.set_flag(trt.BuilderFlag.INT8)
     settings.clear_flag(trt.BuilderFlag.TF32)           # calibrate with all 24 bits, to compare with FP32 elsewhere
     profile = builder.create_optimization_profile()

@@ -104,6 +104,22 @@ class Runner(Protocol):
         ...
 
 
+def check_feed(feed: dict[str, np.ndarray], inputs: dict[str, TensorSpec]) -> None:
+    """What every runner checks first; which shapes fit is each backend's own.
+
+    Raises:
+        ValueError: wrong names, something else than an array, or a wrong dtype.
+    """
+    if feed.keys() != inputs.keys():
+        raise ValueError(f"feed: got names {sorted(feed)}, expected {sorted(inputs)}")
+    for name, spec in inputs.items():
+        x = feed[name]
+        if not isinstance(x, np.ndarray):
+            raise ValueError(f"{name}: got {type(x).__name__}, expected a NumPy array {spec.dtype} {spec.shape}")
+        if x.dtype != spec.dtype:
+            raise ValueError(f"{name}: got {x.dtype}, expected {spec.dtype}; use x.astype(np.{spec.dtype})")
+
+
 def available() -> dict[str, str]:
     """Backends by name: "" where this machine can run one, else why not and what to do."""
     why = dict.fromkeys(BACKENDS, "")

@@ -71,14 +71,11 @@ def _row(i: int, layer: Mapping) -> dict:
         raise ValueError(f"layers[{i}]: got {str(layer)[:80]!r}, expected an object with \"LayerType\"; "
                          "the engine holds names only: build it with BuildConfig(detailed=True)")
     reads, writes = (_tensors(layer.get(key)) for key in ("Inputs", "Outputs"))
-    in_dtypes = [precision.type_of(t) for t in reads]
-    weights = layer.get("Weights")
-    stored = precision.type_of({"DataType": weights.get("Type", "")}) if isinstance(weights, Mapping) else ""
     return {
         "name": str(layer.get("Name", "")),
         "type": str(layer["LayerType"]),
-        "precision": stored or min(filter(None, in_dtypes), key=lambda t: precision.WIDTH[t], default=""),
-        "in_dtypes": in_dtypes,
+        "precision": min(precision.reads(layer), key=lambda t: precision.WIDTH[t], default=""),
+        "in_dtypes": [precision.type_of(t) for t in reads],
         "out_dtypes": [precision.type_of(t) for t in writes],
         "in_formats": [_format(t) for t in reads],
         "out_formats": [_format(t) for t in writes],

@@ -21,7 +21,7 @@ import tensorrt as trt
 
 from trtkit import cuda
 from trtkit.backend_trt import Log, deserialize, inspect
-from trtkit.engine import BackendError, TensorSpec
+from trtkit.engine import BackendError, TensorSpec, check_feed
 
 DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32, "INT64": np.int64,
           "UINT8": np.uint8, "BOOL": np.bool_}
@@ -163,14 +163,9 @@ class TrtRunner:
                 np.copyto(self._views[name], feed[name])
 
     def _check(self, feed: dict[str, np.ndarray]) -> None:
-        if feed.keys() != self.inputs.keys():
-            raise ValueError(f"feed: got names {sorted(feed)}, expected {sorted(self.inputs)}")
-        for name, spec in self.inputs.items():
-            x, (low, _, high) = feed[name], self._range[name]
-            if not isinstance(x, np.ndarray):
-                raise ValueError(f"{name}: got {type(x).__name__}, expected a NumPy array {spec.dtype} {spec.shape}")
-            if x.dtype != spec.dtype:
-                raise ValueError(f"{name}: got {x.dtype}, expected {spec.dtype}; use x.astype(np.{spec.dtype})")
+        check_feed(feed, self.inputs)
+        for name, x in feed.items():
+            low, _, high = self._range[name]
             if x.ndim != len(low) or not all(a <= d <= b for a, d, b in zip(low, x.shape, high, strict=True)):
                 raise ValueError(f"{name}: got shape {x.shape}, expected {low} to {high}, for which the engine was "
                                  "built; see BuildConfig.batch")

@@ -4,13 +4,13 @@ import importlib.util
 import os
 import subprocess
 import sys
-import threading
 import warnings
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from in_thread import in_thread
 
 from trtkit import leaks, nvidia, overlap, transfers
 from trtkit.engine import BackendError
@@ -92,23 +92,6 @@ def test_buffers_that_nobody_closed_do_not_disturb_the_end_of_the_process():
     python("from trtkit import cuda\na = cuda.DeviceBuffer(1 << 20)\ns, e = cuda.Stream(), cuda.Event()\n"
            "p = cuda.PinnedArray((4,), 'f4')\ne.record(s)\nwith cuda.capture(s) as g:\n"
            "    cuda.copy_to_device(a, p.array, s)\n")
-
-
-def in_thread(work) -> None:
-    """Run in another thread, and raise here what it raised there."""
-    failed = []
-
-    def guarded():
-        try:
-            work()
-        except BaseException as e:              # whatever it was belongs to the test
-            failed.append(e)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
 
 
 def test_a_second_thread_uses_and_frees_what_the_first_made():
