@@ -66,7 +66,7 @@ def steps(part: str, s: Settings, say: Callable[[str], None]) -> Iterator[tuple[
             for precision in s.precisions:
                 yield f"w{width:g} {precision}", partial(_layers, s, width, precision)
         elif part == "compile":
-            for dtype in ("fp16", "fp32"):
+            for dtype in (p for p in ("fp16", "fp32") if p in s.precisions):
                 yield f"w{width:g} {dtype}", partial(_compile, s, width, dtype)
         elif part == "accuracy":
             yield f"w{width:g}", partial(_accuracy, s, width)
