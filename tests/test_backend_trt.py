@@ -71,8 +71,8 @@ def flags_of(script: Script) -> set[str]:
 @pytest.mark.parametrize("graph", ["FP32", "FP16", "INT8"])
 def test_precision_flags_come_from_the_graph_in_8_and_from_nothing_later(build, era, graph):
     _, script, _ = build(graph)
-    derived = {"FP32": set(), "FP16": {"FP16"}, "INT8": {"INT8"}}[graph] if era == "8.6" else set()
-    assert flags_of(script) == {"TF32"} | derived
+    asked = {"FP32": set(), "FP16": {"FP16", "PREFER_PRECISION_CONSTRAINTS"}, "INT8": {"INT8"}}[graph]
+    assert flags_of(script) == {"TF32"} | (asked if era == "8.6" else set())
 
 
 def test_int8_with_fp16_around_it_allows_both(build, era):
@@ -81,6 +81,12 @@ def test_int8_with_fp16_around_it_allows_both(build, era):
     model.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float16), "of a layer in FP16"))
     _, script, _ = build(model, reads="INT8")
     assert flags_of(script) == {"TF32"} | ({"INT8", "FP16"} if era == "8.6" else set())
+
+
+def test_fp16_is_asked_layer_by_layer_in_8_alone(build, era):
+    """Allowed by the flag alone, 8.6 left a network of four small convolutions in FP32 (H100)."""
+    _, script, _ = build("FP16")
+    assert script.halves == (["conv"] if era == "8.6" else [])
 
 
 def test_fp16_beside_int8_is_asked_layer_by_layer_in_8_alone(build, era):

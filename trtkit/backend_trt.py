@@ -114,9 +114,9 @@ def build_here(graph: Path, plan: Path, config: BuildConfig, tell: Callable[...,
         log = Log()
         builder = trt.Builder(LOGGER)
         model = _read(graph)
-        # Only a builder that chooses types itself needs help with a mixture of INT8 and FP16.
+        # Only a builder that chooses types itself needs to be asked for FP16.
         lowered, in_half = (model, set()) if _strongly_typed() else weak_types.lower(model)
-        network, parser = parse(graph, builder, log, tell, lowered if in_half else None)
+        network, parser = parse(graph, builder, log, tell, None if lowered is model else lowered)
         settings = _settings(builder, network, model, config, tell)
         if not _strongly_typed():
             _ask_for_half(network, settings, in_half)

@@ -15,6 +15,7 @@ from trtkit import bench_graphs, bench_rounds, engine, export, inspector, models
 from trtkit.engine import BackendError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+GRAPHED = "torch eager fp16 channels_last + CUDA graph"
 MODES = ("reduce-overhead", "default")          # of torch.compile; the first uses CUDA graphs
 FOREIGN_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "CPATH")        # set for this Python, and wrong for another one
 
@@ -33,8 +34,8 @@ def contest(
         duration_s: of `profiling.measure`, which times each engine once more by itself, with its copies.
 
     Returns:
-        By contender, such as "tensorrt fp16" and "torch eager fp32": see `bench_rounds.summary`, device time. Engines
-        also have "max_rel_error" of the heads against PyTorch's FP32 of this run, "label", and "parts" (`Stats` of
+        By contender, such as "tensorrt fp16" and "torch eager fp32": see `bench_rounds.summary`, device time. All but
+        eager FP32 have "max_rel_error" of the heads against it, engines also "label", and "parts" (`Stats` of
         each part of an inference with its copies), "bound" and clocks.
     """
     import torch
@@ -51,9 +52,11 @@ def contest(
             # TensorRT has taken its memory; PyTorch, which keeps what it had, comes last.
             eager = bench_torch.eager_fp32(model, images)
             reference = bench_torch.heads_of(eager)
-            launches = {"torch eager fp32": eager,
-                        "torch eager fp16 channels_last + CUDA graph": bench_torch.graphed_fp16(model, images)}
+            graphed = bench_torch.graphed_fp16(model, images)
+            launches = {"torch eager fp32": eager, GRAPHED: graphed}
             found = {name: {"label": r.label, "max_rel_error": _errors(r, x, reference)} for name, r in runners.items()}
+            # What FP16 alone costs in this network; an engine's error says something only beside it.
+            found[GRAPHED] = {"max_rel_error": relative_errors(_named(bench_torch.heads_of(graphed)), reference)}
             contenders = {name: _timed(runner, cuda) for name, runner in runners.items()}
             contenders |= {name: bench_torch.timed(launch) for name, launch in launches.items()}
             times = bench_rounds.interleave(contenders, rounds=rounds, turn_s=turn_s)
@@ -65,8 +68,12 @@ def contest(
         finally:
             for runner in runners.values():
                 runner.close()
-            eager = launches = contenders = model = None
+            eager = graphed = launches = contenders = model = None
             bench_torch.release()
+
+
+def _named(heads: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(zip(export.OUTPUT_NAMES, heads, strict=True))
 
 
 def _errors(runner, x_nchw: np.ndarray, reference: list[np.ndarray]) -> list[float]:

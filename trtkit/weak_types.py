@@ -1,10 +1,11 @@
-"""FP16 beside INT8 for builders that choose types themselves, TensorRT 8.5 and 8.6. Lesson 07.
+"""FP16, also beside INT8, for builders that choose types themselves, TensorRT 8.5 and 8.6. Lesson 07.
 
-A graph that mixes 8 bits with FP16 has Casts where they meet. A weakly typed builder takes a Cast literally, so the
-tensors before it become FP32 in plain row-major order, and every convolution that touches one gets slow. So for that
-era, and only there, Casts between floats are dropped, the weights become FP32, and what the graph computes in FP16 is
-asked of the builder layer by layer. With the Casts, two of YOLOv3's three FP16 heads ran in FP32, and the convolutions
-before them wrote FP32 (H100, datasets/results/placement_yolov3_h100.json).
+A flag only allows them FP16; small layers may then stay FP32 (four convolutions of 32 channels did, on an H100). So
+what the graph computes in FP16 is asked of the builder layer by layer. A graph that mixes 8 bits with FP16 also has
+Casts where they meet. A weakly typed builder takes a Cast literally: the tensors before it become FP32 in plain
+row-major order, and every convolution that touches one gets slow. So for that era, and only there, Casts between floats
+of such a graph are dropped, and its weights become FP32. With the Casts, two of YOLOv3's three FP16 heads ran in FP32,
+and the convolutions before them wrote FP32 (H100, datasets/results/placement_yolov3_h100.json).
 """
 
 import numpy as np
@@ -25,8 +26,9 @@ def lower(model: onnx.ModelProto) -> tuple[onnx.ModelProto, set[str]]:
     Returns:
         A graph in FP32 with the same Q/DQ, and the names of the nodes that shall compute in FP16.
     """
+    in_half = {name for name, precision in asked(model).items() if precision == "FP16"}
     if not (has_quantized(model) and has_half(model)):
-        return model, set()
+        return model, in_half
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
     graph = lowered.graph
@@ -48,4 +50,4 @@ def lower(model: onnx.ModelProto) -> tuple[onnx.ModelProto, set[str]]:
             kept.append(node)
     del graph.node[:], graph.value_info[:]
     graph.node.extend(kept)
-    return lowered, {name for name, precision in asked(model).items() if precision == "FP16"}
+    return lowered, in_half
