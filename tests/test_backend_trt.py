@@ -75,6 +75,11 @@ def test_precision_flags_come_from_the_graph_in_8_and_from_nothing_later(build, 
     assert flags_of(script) == {"TF32"} | (asked if era == "8.6" else set())
 
 
+def test_kernels_for_zeros_are_tried_only_if_asked_for(build):
+    _, script, _ = build(config=BuildConfig(sparse=True))
+    assert flags_of(script) == {"TF32", "SPARSE_WEIGHTS"}
+
+
 def test_int8_with_fp16_around_it_allows_both(build, era):
     model = onnx.ModelProto()
     model.CopyFrom(GRAPHS["INT8"])

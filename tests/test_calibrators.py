@@ -45,11 +45,20 @@ def test_the_builder_is_set_up_for_implicit_int8(trt, graph, batches):
     assert trt.script.network_flags == [1]                                  # weakly typed, in 10 too
 
 
-def test_the_flag_without_ranges_gives_layers_and_warnings(trt, graph):
+@pytest.mark.parametrize("flag", ["FP16", "INT8"])
+def test_a_flag_alone_gives_layers_and_warnings(trt, graph, flag):
     trt.script.layers, trt.script.warnings = layers("FP32"), ["Missing scale and zero-point for tensor images"]
-    found, messages = trt.calibrators_trt.flag_without_ranges(graph, (1, 3, 8, 8))
+    found, messages = trt.calibrators_trt.flag_alone(graph, (1, 3, 8, 8), flag)
     assert found == layers("FP32") and messages == trt.script.warnings
-    assert trt.script.configs[0]._int8_calibrator is None
+    (settings,) = trt.script.configs
+    assert settings._int8_calibrator is None and {f.name for f in settings._set_flags} == {flag}
+
+
+def test_int8_without_ranges_tells_why_there_is_no_engine(trt, graph):
+    """8.6.1 on an H100: "Calibration failure occurred with no scaling factors detected"."""
+    trt.script.build_fails = True
+    with pytest.raises(BackendError, match="built no engine: out of luck"):
+        trt.calibrators_trt.flag_alone(graph, (1, 3, 8, 8), "INT8")
 
 
 def test_an_error_among_the_batches_is_not_swallowed(trt, graph, batches):
@@ -95,6 +104,6 @@ def test_what_the_parser_and_the_builder_say_is_told(trt, graph, batches):
 def test_tensorrt_11_says_what_replaced_them(graph, batches, monkeypatch):
     with installed(monkeypatch, "11.4", Script()) as trt:
         for call in (lambda: trt.calibrators_trt.calibration_cache(graph, batches),
-                     lambda: trt.calibrators_trt.flag_without_ranges(graph, (1, 3, 8, 8))):
+                     lambda: trt.calibrators_trt.flag_alone(graph, (1, 3, 8, 8), "INT8")):
             with pytest.raises(BackendError, match=r"11\.4\.0\.106 has no calibrators.*qdq\.insert_qdq"):
                 call()

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,8 +32,13 @@ def build_here(graph, plan, config, tell):
 def deserialize(plan, log):
 {deserialize}
 
+def keep_kernels():
+    os.environ["KERNELS"] = str(int(os.environ.get("KERNELS", "0")) + 1)
+    return "a builder"
+
 backend_trt, cuda = ModuleType("trtkit.backend_trt"), ModuleType("trtkit.cuda")
 backend_trt.build_here, backend_trt.deserialize, backend_trt.Log = build_here, deserialize, object
+backend_trt.keep_kernels = keep_kernels
 cuda.primary_context = nullcontext
 sys.modules |= {{"trtkit.backend_trt": backend_trt, "trtkit.cuda": cuda}}
 """
@@ -194,6 +200,58 @@ def test_it_ends_with_the_process_that_asked(child, tmp_path):
         asking.kill()
         asking.wait()
     assert _gone(int(pid_file.read_text()))
+
+
+# --- a block of builds ---
+
+WHO = "return {'pid': os.getpid(), 'kernels': os.environ.get('KERNELS')}"
+
+
+def test_builds_of_a_block_share_a_process_that_keeps_its_kernels(child):
+    build = child(WHO)
+    with trt_process.kept():
+        first = build()
+        with trt_process.kept():            # a function that is called in the block may have its own
+            second = build()
+        assert build() == second == first and first["kernels"] == "1"
+        assert not _gone(first["pid"], 0.1)
+    assert _gone(first["pid"])
+    alone = build()
+    assert alone["kernels"] is None and alone["pid"] != first["pid"]
+
+
+def test_a_block_ends_its_process_after_an_exception_too(child):
+    build = child(WHO)
+    with pytest.raises(ZeroDivisionError), trt_process.kept():
+        pid = build()["pid"]
+        raise ZeroDivisionError
+    assert _gone(pid)
+
+
+@pytest.mark.parametrize("fault", ["raise ValueError('no')", "os._exit(3)"])
+def test_after_a_failure_the_next_build_of_a_block_has_a_new_process(child, tmp_path, fault):
+    build = child(f"if not plan.exists():\n    {fault}\n{WHO}")
+    with trt_process.kept():
+        with pytest.raises((ValueError, BackendError)):
+            build()
+        (tmp_path / "p.plan").write_bytes(b"")
+        good = build()
+        os.kill(good["pid"], signal.SIGKILL)        # while nobody asks
+        trt_process._idle[0].popen.wait()
+        assert build()["pid"] != good["pid"]
+
+
+def test_threads_of_a_block_do_not_wait_for_each_other(child, tmp_path):
+    """Each of two builds ends only once the other one has begun."""
+    build = child("""
+    open(plan.with_name(f"begun_{os.getpid()}"), "w").close()
+    while len(list(plan.parent.glob("begun_*"))) < 2:
+        time.sleep(0.02)
+    return {"pid": os.getpid()}
+    """)
+    with trt_process.kept(), ThreadPoolExecutor(2) as pool:
+        pids = {future.result(timeout=60)["pid"] for future in [pool.submit(build) for _ in range(2)]}
+    assert len(pids) == 2 and all(_gone(pid) for pid in pids)
 
 
 # --- progress ---

@@ -23,6 +23,7 @@ from trtkit.engine import BackendError, BuildConfig
 from trtkit.files import replacing
 
 MIB = 1 << 20
+WORTH_KEEPING = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING)
 # cuDNN and cuBLAS are large, often missing, and gone from TensorRT 11: their kernels are not asked for.
 TACTIC_SOURCES = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 
@@ -39,6 +40,11 @@ def environment() -> str:
 def build(graph: Path, plan: Path, config: BuildConfig) -> dict:
     """Build in a process of its own; see `build_here`."""
     return trt_process.run("build", graph=str(graph), plan=str(plan), config=config)
+
+
+def keep_kernels() -> trt.Builder:
+    """As long as what this returns lives, builds of this process find TensorRT's kernels loaded."""
+    return trt.Builder(LOGGER)
 
 
 def probe(plan: Path) -> None:
@@ -67,7 +73,7 @@ class _Logger(trt.ILogger):
 
     def log(self, severity, message: str) -> None:
         """Called by TensorRT, from any of its threads."""
-        if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+        if severity in WORTH_KEEPING or message.startswith("(Sparsity)"):      # which layers have sparse kernels
             for reader in list(self.readers):
                 reader.messages.append(message)
 
@@ -76,7 +82,8 @@ LOGGER = _Logger()
 
 
 class Log:
-    """TensorRT's warnings and errors since this object was made, whichever thread they are about."""
+    """TensorRT's warnings and errors since this object was made, whichever thread they are about, and what it says about
+    sparse kernels."""
 
     def __init__(self):
         self.messages: list[str] = []
@@ -205,6 +212,8 @@ def _settings(builder, network, model: onnx.ModelProto, config: BuildConfig, tel
     if config.detailed:
         settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     settings.set_tactic_sources(tactic_sources())
+    if config.sparse:
+        settings.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if not _strongly_typed():
         if precision.has_quantized(model):
             settings.set_flag(trt.BuilderFlag.INT8)

@@ -130,7 +130,7 @@ def _polygraphy(plan: Path):
     return TrtRunner(EngineFromBytes(Path(plan).read_bytes()))
 
 
-def memory(folder: Path, *, cycles: int = 50, jobs: int = 4) -> dict:
+def memory(folder: Path, *, cycles: int = 50, jobs: int = 2) -> dict:
     """Device memory that is gone after many cycles of build, load, infer, close.
 
     Every cycle has a graph of its own, so each is a real build. `jobs` threads do them at the same time, since
@@ -156,7 +156,7 @@ def memory(folder: Path, *, cycles: int = 50, jobs: int = 4) -> dict:
 
     start = time.perf_counter()
     first_seed = time.time_ns() % 2**31         # of this run alone, else the plans would be in the cache already
-    with ThreadPoolExecutor(jobs) as pool:
+    with engine.kept_builder(), ThreadPoolExecutor(jobs) as pool:
         warm = list(pool.map(cycle, range(first_seed, first_seed + jobs)))
         before_mib, _ = cuda.memory_mib()
         plans = list(pool.map(cycle, range(first_seed + jobs, first_seed + jobs + cycles)))

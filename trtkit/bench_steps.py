@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ class Settings:
     precisions: Sequence[str] = bench_graphs.PRECISIONS
     batches: Sequence[int] = BATCHES
     level: int = 3
-    jobs: int = 4
+    jobs: int = 2
     rounds: int = 10
     turn_s: float = 0.2
     cycles: int = 50
@@ -104,14 +105,17 @@ def _report(problems: Sequence[str]) -> None:
 
 
 def _build(s: Settings, say: Callable[[str], None]) -> Iterator[tuple[str, dict]]:
-    """All engines, several at once: each build is a process of its own, which uses one core most of the time."""
+    """All engines, few at once: a build keeps one core busy, and the more of them want the GPU now and then, the longer
+    each waits (ten together took twice the time of ten in a row on an H100)."""
     for width in s.widths:
         for precision in s.precisions:
             say(f"graph {bench_graphs.graph(width, precision, s.work).name}")
     wanted = [(w, p, b) for b in s.batches for w in s.widths for p in sorted(s.precisions, key=URGENT.index)]
     problems = []
-    pool = ThreadPoolExecutor(s.jobs)
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(engine.kept_builder())
+        pool = ThreadPoolExecutor(s.jobs)
+        stack.callback(pool.shutdown, cancel_futures=True)      # after Ctrl-C no further build shall begin
         building = {pool.submit(_plan, s, *key): "w{:g} {} b{}".format(*key) for key in wanted}
         for future in as_completed(building):
             try:
@@ -122,8 +126,6 @@ def _build(s: Settings, say: Callable[[str], None]) -> Iterator[tuple[str, dict]
             facts = cache.sidecar(plan)
             yield building[future], {"build_s": facts["build_s"], "level": s.level, "layers": len(facts["layers"]),
                                      "plan_mib": round(plan.stat().st_size / 2**20, 1)}
-    finally:
-        pool.shutdown(cancel_futures=True)      # after Ctrl-C no further build shall begin
     _report(problems)
 
 

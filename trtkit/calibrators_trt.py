@@ -2,7 +2,7 @@
 
 *Implicit* quantization: the graph stays float, a flag allows INT8, a calibrator hands batches to the builder, and the
 builder keeps a scale per tensor, in a cache beside the engine. Where it uses them, it does not say; a tensor without a
-scale runs in float without a word. Deprecated in TensorRT 10.1 and removed in 11, where Q/DQ in the graph is all there
+scale runs in float without a word (a graph without any is refused). Deprecated in TensorRT 10.1 and removed in 11, where Q/DQ in the graph is all there
 is: what to do instead is in `qdq`. Here only to compare TensorRT's scales with our table, and to see that silence.
 """
 
@@ -58,14 +58,15 @@ def calibration_cache(
     return dict(calib_cache.parse(calibrator.text.decode()).scales)
 
 
-def flag_without_ranges(
-    graph: Path, shape: tuple[int, ...], config: BuildConfig = SHORT
+def flag_alone(
+    graph: Path, shape: tuple[int, ...], flag: str, config: BuildConfig = SHORT
 ) -> tuple[list[dict], list[str]]:
-    """Build a float graph with the INT8 flag and nothing else, the field's commonest fault: it works, in float.
+    """Build a float graph with a precision's flag and nothing else: what does the builder make of a permission?
 
     Args:
         graph: an ONNX file with one float32 input, no Q/DQ.
         shape: of the input.
+        flag: "FP16" or "INT8".
         config: its workspace and optimization level count.
 
     Returns:
@@ -78,7 +79,7 @@ def flag_without_ranges(
         raise BackendError(GONE)
     log = Log()
     with cuda.primary_context():
-        blob = _build(Path(graph), shape, config, log)
+        blob = _build(Path(graph), shape, config, log, flag=flag)
         runtime = trt.Runtime(LOGGER)
         engine = runtime.deserialize_cuda_engine(blob)
         if engine is None:
@@ -131,8 +132,8 @@ def _calibrator(base: type, feeds: Iterator[np.ndarray], batch_size: int, buffer
     return Calibrator()
 
 
-def _build(graph: Path, shape: tuple[int, ...], config: BuildConfig, log: Log, calibrator=None):
-    """A plan of a weakly typed network, as everybody built it before TensorRT 10; INT8 allowed, not asked for."""
+def _build(graph: Path, shape: tuple[int, ...], config: BuildConfig, log: Log, calibrator=None, flag: str = "INT8"):
+    """A plan of a weakly typed network, as everybody built it before TensorRT 10; the type allowed, not asked for."""
     builder = trt.Builder(LOGGER)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, LOGGER)
@@ -143,7 +144,7 @@ def _build(graph: Path, shape: tuple[int, ...], config: BuildConfig, log: Log, c
     settings.builder_optimization_level = config.optimization_level
     settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     settings.set_tactic_sources(tactic_sources())
-    settings.set_flag(trt.BuilderFlag.INT8)
+    settings.set_flag(trt.BuilderFlag.INT8 if flag == "INT8" else trt.BuilderFlag.FP16)
     settings.clear_flag(trt.BuilderFlag.TF32)           # calibrate with all 24 bits, to compare with FP32 elsewhere
     profile = builder.create_optimization_profile()
     profile.set_shape(network.get_input(0).name, shape, shape, shape)

@@ -18,7 +18,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     bench.add_argument("--only", help="parts, with commas; all of them: " + ",".join(PARTS))
     bench.add_argument("--out", type=Path, help="folder of the results")
     bench.add_argument("--level", type=int, default=3, help="the builder's optimization level, 0 to 5")
-    bench.add_argument("--jobs", type=int, default=4, help="builds at the same time")
+    bench.add_argument("--jobs", type=int, default=2, help="builds at the same time")
     bench.add_argument("--widths", type=float, nargs="+", choices=(1.0, 0.25))
     bench.add_argument("--precisions", nargs="+", choices=("fp32", "fp16", "int8"))
     bench.add_argument("--batches", type=int, nargs="+", help="images per run")

@@ -5,14 +5,15 @@ the copy back. The parts are methods of their own, `stage`, `upload`, `launch`, 
 Device and pinned memory are allocated once, for the largest shape of the profile.
 
 The network's hundred small kernels take the CPU longer to launch than the GPU to run. So from the second run of a shape
-on they are replayed as one CUDA graph. TensorRT writes the shapes into the context's own memory, so a captured graph
-holds for the last shape only. Source: TensorRT developer guide, "CUDA Graphs", "Working with Dynamic Shapes".
+on all three things are replayed as one CUDA graph (and the network alone as another, by `launch`). TensorRT writes the
+shapes into the context's own memory, so a captured graph holds for the last shape only. Source: TensorRT developer
+guide, "CUDA Graphs", "Working with Dynamic Shapes".
 """
 
 import atexit
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +33,7 @@ _open: "weakref.WeakSet[TrtRunner]" = weakref.WeakSet()
 class TrtRunner:
     """An engine that can run; see `engine.Runner`.
 
-    `stream` is what everything runs on, `use_graph` whether `launch` may replay a CUDA graph. Methods may be called
+    `stream` is what everything runs on, `use_graph` whether CUDA graphs may be replayed. Methods may be called
     from any thread, but from one at a time.
     """
 
@@ -42,7 +43,8 @@ class TrtRunner:
         self._busy = threading.RLock()
         self._owned: list[cuda.Stream | cuda.DeviceBuffer | cuda.PinnedArray] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._warm, self._graph = False, None
+        self._warm = False                              # the present shapes have run once
+        self._graphs: dict[str, cuda.Graph] = {}        # by name of the method that each replays
         self._closed = False
         with cuda.primary_context():
             try:
@@ -120,9 +122,8 @@ class TrtRunner:
 
     def _drop_graph(self) -> None:
         self._warm = False
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+        while self._graphs:
+            self._graphs.popitem()[1].close()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -141,12 +142,10 @@ class TrtRunner:
     def infer(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `engine.Runner.infer`. Arrays must be contiguous and inside the profile."""
         with self._alone():
-            self.stage(feed)
-            self.upload()
-            self.launch()
-            self.download()
+            self._stage(feed)
+            self._run(self._round_trip)
             self.stream.synchronize()
-            return self.fetch()
+            return self._fetch()
 
     def stage(self, feed: dict[str, np.ndarray]) -> None:
         """Check a feed and copy it into pinned memory; nothing reaches the device.
@@ -155,12 +154,15 @@ class TrtRunner:
             ValueError: wrong names, type, dtype, shape, not contiguous, or outside the profile.
         """
         with self._alone():
-            self._check(feed)
-            if any(feed[n].shape != self._shapes[n] for n in self.inputs):
-                self.stream.synchronize()           # what runs still reads the old shapes' memory
-                self._set_shapes({n: feed[n].shape for n in self.inputs})
-            for name in self.inputs:
-                np.copyto(self._views[name], feed[name])
+            self._stage(feed)
+
+    def _stage(self, feed: dict[str, np.ndarray]) -> None:
+        self._check(feed)
+        if any(feed[n].shape != self._shapes[n] for n in self.inputs):
+            self.stream.synchronize()               # what runs still reads the old shapes' memory
+            self._set_shapes({n: feed[n].shape for n in self.inputs})
+        for name in self.inputs:
+            np.copyto(self._views[name], feed[name])
 
     def _check(self, feed: dict[str, np.ndarray]) -> None:
         check_feed(feed, self.inputs)
@@ -176,22 +178,33 @@ class TrtRunner:
     def upload(self) -> None:
         """Start the copy of the staged inputs to the device."""
         with self._alone():
-            for name in self.inputs:
-                cuda.copy_to_device(self._device[name], self._views[name], self.stream)
+            self._upload()
+
+    def _upload(self) -> None:
+        for name in self.inputs:
+            cuda.copy_to_device(self._device[name], self._views[name], self.stream)
 
     def launch(self) -> None:
         """Start the network; the second time in a shape captures a CUDA graph, and later ones replay it."""
         with self._alone():
-            if self._graph is not None and self.use_graph:
-                self._graph.launch(self.stream)
-            elif self._warm and self.use_graph:
-                with cuda.capture(self.stream) as graph:
-                    self._enqueue()
-                self._graph = graph
-                graph.launch(self.stream)
-            else:
-                self._enqueue()
-                self._warm = True
+            self._run(self._enqueue)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        """Do one of this object's methods, or replay what it puts on the stream."""
+        if not (self.use_graph and self._warm):
+            work()
+            self._warm = True
+            return
+        if work.__name__ not in self._graphs:
+            with cuda.capture(self.stream) as graph:
+                work()
+            self._graphs[work.__name__] = graph
+        self._graphs[work.__name__].launch(self.stream)
+
+    def _round_trip(self) -> None:
+        self._upload()
+        self._enqueue()
+        self._download()
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self.stream.handle):
@@ -200,13 +213,19 @@ class TrtRunner:
     def download(self) -> None:
         """Start the copy of the outputs back to pinned memory."""
         with self._alone():
-            for name in self.outputs:
-                cuda.copy_to_host(self._views[name], self._device[name], self.stream)
+            self._download()
+
+    def _download(self) -> None:
+        for name in self.outputs:
+            cuda.copy_to_host(self._views[name], self._device[name], self.stream)
 
     def fetch(self) -> dict[str, np.ndarray]:
         """Copies of the outputs; only after `stream.synchronize()`."""
         with self._alone():
-            return {name: self._views[name].copy() for name in self.outputs}
+            return self._fetch()
+
+    def _fetch(self) -> dict[str, np.ndarray]:
+        return {name: self._views[name].copy() for name in self.outputs}
 
     def layers(self) -> list[dict]:
         """What TensorRT's inspector tells about each layer; see `trtkit.inspector`."""

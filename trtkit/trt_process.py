@@ -7,12 +7,14 @@ a build is gone with its process. Both sides talk in lines of JSON.
 import faulthandler
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +22,25 @@ from trtkit.engine import BackendError, BuildConfig
 from trtkit.progress import bar
 
 ERRORS = {"BackendError": BackendError, "ValueError": ValueError}
+
+
+_idle: "list[_Process] | None" = None         # wait for the next task of a `kept` block; None outside of one
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Tasks of the block share processes, one for each thread that asks at the same time; see `engine.kept_builder`."""
+    global _idle
+    if _idle is not None:           # blocks may be nested; the outermost one counts
+        yield
+        return
+    _idle = []
+    try:
+        yield
+    finally:
+        ended, _idle = _idle, None
+        for process in ended:
+            process.end()
 
 
 def run(task: str, *, config: BuildConfig | None = None, **request: str) -> dict:
@@ -37,31 +58,70 @@ def run(task: str, *, config: BuildConfig | None = None, **request: str) -> dict
         BackendError, ValueError: as raised there, or the process died.
         KeyboardInterrupt: passed on; the process is ended first.
     """
-    request = {"task": task, **request, "config": asdict(config) if config else None}
-    # A session of its own, so that Ctrl-C reaches this process alone, which then ends the other.
-    with tempfile.TemporaryFile("w+", errors="replace") as stderr, subprocess.Popen(
-        [sys.executable, "-m", "trtkit.trt_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-        text=True, start_new_session=True, env=_environment(),
-    ) as process:
-        try:
-            with suppress(BrokenPipeError):             # it died at once; what it said is told below
-                process.stdin.write(json.dumps(request) + "\n")
-                process.stdin.flush()                   # open until the end: that it closes tells that we are gone
-            answer = _follow(process, task)
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-            process.wait()
-        finally:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-        if "error" in answer:
-            raise ERRORS[answer["type"]](answer["error"])
+    process, answer = _take(), {}
+    try:
+        answer = process.ask({"task": task, **request, "config": asdict(config) if config else None,
+                              "keep": _idle is not None})
         if "result" not in answer:
-            stderr.seek(0)
-            raise BackendError(f"{task}: TensorRT's process {_end(process.returncode)}: "
-                               f"{stderr.read()[-1500:].strip() or 'it said nothing'}")
-        return answer["result"]
+            process.wait()              # its exit code tells why
+    finally:
+        if "result" in answer and _idle is not None:
+            _idle.append(process)
+        else:
+            process.end()
+    if "error" in answer:
+        raise ERRORS[answer["type"]](answer["error"])
+    if "result" not in answer:
+        raise BackendError(f"{task}: TensorRT's process {_end(process.popen.returncode)}: {process.said}")
+    return answer["result"]
+
+
+def _take() -> "_Process":
+    """One that waits, or a new one."""
+    while _idle:
+        with suppress(IndexError):                  # another thread was faster
+            process = _idle.pop()
+            if process.popen.poll() is None:
+                return process
+            process.end()
+    return _Process()
+
+
+class _Process:
+    """The other process, and what it writes to stderr."""
+
+    def __init__(self):
+        self.said = "it said nothing"
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")       # noqa: SIM115, `end` closes it
+        # A session of its own, so that Ctrl-C reaches this process alone, which then ends the other.
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "trtkit.trt_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._stderr, text=True, start_new_session=True, env=_environment(),
+        )
+
+    def ask(self, request: dict) -> dict:
+        """Its answer; {} where it ended without one."""
+        with suppress(BrokenPipeError):             # it died at once; what it said is told
+            self.popen.stdin.write(json.dumps(request) + "\n")
+            self.popen.stdin.flush()                # open until the end: that it closes tells that we are gone
+        return _follow(self.popen, request["task"])
+
+    def wait(self) -> None:
+        """Until it has ended, after an answer that is its last, or without one; keeps what it said."""
+        with suppress(BrokenPipeError):
+            self.popen.stdin.close()
+        self.popen.wait()
+        self._stderr.seek(0)
+        self.said = self._stderr.read()[-1500:].strip() or self.said
+
+    def end(self) -> None:
+        """With everything that it has started."""
+        with self.popen, self._stderr:              # closes the pipes, too
+            with suppress(BrokenPipeError):
+                self.popen.stdin.close()
+            if self.popen.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(self.popen.pid, signal.SIGKILL)
 
 
 def _follow(process: subprocess.Popen, task: str) -> dict:
@@ -94,7 +154,7 @@ def _end(code: int) -> str:
 
 
 def main() -> None:
-    """The other side: one task from stdin, events to stdout."""
+    """The other side: tasks from stdin, until it closes, and events to stdout."""
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)                           # libraries print to stdout too
     faulthandler.enable()                   # where it was, if TensorRT crashes
@@ -103,29 +163,36 @@ def main() -> None:
         events.write(json.dumps(event) + "\n")
         events.flush()
 
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        from trtkit import backend_trt, cuda
+    requests: queue.SimpleQueue[dict] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    kernels = None
+    while True:
+        request = requests.get()
+        try:
+            from trtkit import backend_trt, cuda
 
-        if request["task"] == "build":
-            config = BuildConfig(**request["config"])
-            result = backend_trt.build_here(Path(request["graph"]), Path(request["plan"]), config, tell)
-        else:
             with cuda.primary_context():
-                backend_trt.deserialize(Path(request["plan"]), backend_trt.Log())
-            result = {}
-    except (BackendError, ValueError) as e:
-        tell(error=str(e), type="ValueError" if isinstance(e, ValueError) else "BackendError")
-    else:
-        tell(result=result)
+                if request["keep"] and kernels is None:
+                    kernels = backend_trt.keep_kernels()
+                if request["task"] == "build":
+                    config = BuildConfig(**request["config"])
+                    result = backend_trt.build_here(Path(request["graph"]), Path(request["plan"]), config, tell)
+                else:
+                    backend_trt.deserialize(Path(request["plan"]), backend_trt.Log())
+                    result = {}
+        except (BackendError, ValueError) as e:
+            tell(error=str(e), type="ValueError" if isinstance(e, ValueError) else "BackendError")
+        else:
+            tell(result=result)
 
 
-def _end_with_parent() -> None:
-    """A kernel that is killed closes our stdin; nobody wants the engine then, and the GPU should be free."""
-    while os.read(0, 4096):         # sys.stdin would be locked by this thread when the process ends
-        pass
-    os._exit(1)
+def _read(requests: "queue.SimpleQueue[dict]") -> None:
+    """Hand requests on. A caller that has what it wanted closes our stdin, and so does a kernel that is killed: nobody
+    wants an engine any more then, and the GPU should be free."""
+    with os.fdopen(os.dup(0)) as lines:             # sys.stdin would be locked by this thread when the process ends
+        for line in lines:
+            requests.put(json.loads(line))
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the GPU tests share: a small network in three precisions, and its engines, built once per session.
 
-A build takes TensorRT 8.6 some seconds even for four convolutions; so tests that need another plan copy the cache.
+A build takes TensorRT 8.6 some seconds even for four convolutions: builds share a process, but for the tests of that
+process itself, and tests that need another plan copy the cache.
 """
 
 import shutil
@@ -10,15 +11,23 @@ import onnx
 import pytest
 
 from trtkit import calib, engine, export, half, qdq
+from trtkit.small_net import four_convolutions
 
-from .small_net import CONFIG, batch, net
+from .small_net import CONFIG, batch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def builder():
+    """Kernels are loaded once."""
+    with engine.kept_builder():
+        yield
 
 
 @pytest.fixture(scope="session")
 def graphs(tmp_path_factory):
     """Paths of the network by precision; INT8's last convolution stays float, as a head does."""
     folder = tmp_path_factory.mktemp("graphs")
-    model = net()
+    model = four_convolutions()
     paths = {precision: folder / f"net_{precision}.onnx" for precision in ("fp32", "fp16", "int8")}
     onnx.save(model, paths["fp32"])
     onnx.save(half.to_fp16(model), paths["fp16"])

@@ -18,8 +18,9 @@ if WHY := engine.available()["trt"]:
 
 from trtkit import backend_trt, cuda, precision
 from trtkit.engine import BackendError, BuildConfig
+from trtkit.small_net import four_convolutions
 
-from .small_net import BATCH, CONFIG, batch, net, relative_error
+from .small_net import BATCH, CONFIG, batch, relative_error
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_second_build_finds_every_tactic_in_the_timing_cache(graphs, plans, own_
 
 
 def test_a_graph_without_open_dimensions_needs_no_profile(tmp_path):
-    model = net()
+    model = four_convolutions()
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, tmp_path / "fixed.onnx")
@@ -86,7 +87,7 @@ def test_a_graph_without_open_dimensions_needs_no_profile(tmp_path):
 
 
 def test_open_height_needs_shapes_and_works_with_them(tmp_path, expected):
-    model = net()
+    model = four_convolutions()
     for value in (*model.graph.input, *model.graph.output):
         for axis in (2, 3):
             value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}{axis}"
@@ -155,7 +156,7 @@ engine.build(Path(sys.argv[1]), engine.BuildConfig(optimization_level=1), backen
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_build_leaves_no_plan_and_the_next_one_works(own_cache, tmp_path, end):
-    onnx.save(net(seed=int(end)), tmp_path / "stopped.onnx")
+    onnx.save(four_convolutions(seed=int(end)), tmp_path / "stopped.onnx")
     child = subprocess.Popen([sys.executable, "-c", BUILD, str(tmp_path / "stopped.onnx")], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True, env={**os.environ, "TRTKIT_HEADLESS": "1"})
     assert child.stdout.readline() == "go\n"
