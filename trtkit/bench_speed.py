@@ -34,9 +34,9 @@ def contest(
         duration_s: of `profiling.measure`, which times each engine once more by itself, with its copies.
 
     Returns:
-        By contender, such as "tensorrt fp16" and "torch eager fp32": see `bench_rounds.summary`, device time. All but
-        eager FP32 have "max_rel_error" of the heads against it, engines also "label", and "parts" (`Stats` of
-        each part of an inference with its copies), "bound" and clocks.
+        By contender, such as "tensorrt fp16" and "torch eager fp32": see `bench_rounds.summary`, device time. Engines
+        and PyTorch's FP16 have "max_rel_error" of the heads against PyTorch's FP32 of this run; engines also "label",
+        "parts" (`Stats` of each part of an inference with its copies), "bound" and clocks.
     """
     import torch
 
@@ -53,7 +53,8 @@ def contest(
             eager = bench_torch.eager_fp32(model, images)
             reference = bench_torch.heads_of(eager)
             graphed = bench_torch.graphed_fp16(model, images)
-            launches = {"torch eager fp32": eager, GRAPHED: graphed}
+            launches = {"torch eager fp32": eager, GRAPHED: graphed,
+                        "torch eager fp32, TF32 off": bench_torch.eager_fp32(model, images, tf32=False)}
             found = {name: {"label": r.label, "max_rel_error": _errors(r, x, reference)} for name, r in runners.items()}
             # What FP16 alone costs in this network; an engine's error says something only beside it.
             found[GRAPHED] = {"max_rel_error": relative_errors(_named(bench_torch.heads_of(graphed)), reference)}

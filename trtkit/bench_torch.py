@@ -37,17 +37,18 @@ def timed(launch: Callable[[], object]) -> Callable[[int], list[float]]:
     return lambda n: queued_ms(launch, Event, torch.cuda.current_stream(), n)
 
 
-def eager_fp32(model: torch.nn.Module, x_nchw: torch.Tensor) -> Callable[[], object]:
-    """One run of a copy of the module on the GPU with PyTorch's defaults: NCHW, TF32 in convolutions.
+def eager_fp32(model: torch.nn.Module, x_nchw: torch.Tensor, *, tf32: bool = True) -> Callable[[], object]:
+    """One run of a copy of the module on the GPU, NCHW, otherwise with PyTorch's defaults.
 
     Args:
         model: on any device, in eval mode.
         x_nchw: (N, 3, H, W) float32.
+        tf32: let convolutions round their inputs to 10 bits, PyTorch's default; without, all 23 bits count.
     """
     model, x = copy.deepcopy(model).cuda(), x_nchw.cuda()
 
     def launch():
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
             return model(x)
 
     return launch
