@@ -303,6 +303,7 @@ def _calibrate(calibrator, name: str, script: Script) -> None:
         calibrator.write_calibration_cache(memoryview(f"TRT-8601-MinMaxCalibration\n{name}: {bits:x}\n".encode()))
 
 
+MODULES = ("trt_plan", "backend_trt", "calibrators_trt")        # what has to be imported anew
 MEMORY: dict[int, np.ndarray] = {}              # what the fake device holds, by address
 
 
@@ -334,11 +335,11 @@ def installed(monkeypatch, era: str, script: Script, *, free_mib: int = 4096):
     monkeypatch.setitem(sys.modules, "trtkit.cuda", cuda)
     monkeypatch.setattr(trtkit, "cuda", cuda, raising=False)
     fresh = {}
-    for name in ("backend_trt", "calibrators_trt"):
+    for name in MODULES:
         monkeypatch.delitem(sys.modules, f"trtkit.{name}", raising=False)
         monkeypatch.delattr(trtkit, name, raising=False)
     try:
-        for name in ("backend_trt", "calibrators_trt"):
+        for name in MODULES:
             fresh[name] = importlib.import_module(f"trtkit.{name}")
         yield SimpleNamespace(**fresh)
     finally:

@@ -224,7 +224,7 @@ def test_a_plan_that_tensorrt_refuses(era, monkeypatch, cache, tmp_path):
     (tmp_path / "x.plan").write_bytes(b"no plan")
     with (installed(monkeypatch, era, Script()) as trtkit_trt,
           pytest.raises(BackendError, match=r"refused x\.plan: magic tag does not match")):
-        trtkit_trt.backend_trt.deserialize(tmp_path / "x.plan", trtkit_trt.backend_trt.Log())
+        trtkit_trt.trt_plan.deserialize(tmp_path / "x.plan", trtkit_trt.trt_plan.Log())
 
 
 def test_the_plans_environment_names_gpu_and_version(era, monkeypatch):

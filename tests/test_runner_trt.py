@@ -18,7 +18,7 @@ import trtkit
 from trtkit.engine import BackendError
 
 RANGE = {"x": [(1, 3), (2, 3), (4, 3)]}
-MODULES = ("backend_trt", "runner_trt")
+MODULES = ("trt_plan", "runner_trt")
 
 
 def _engine(trt, gpu, calls):

@@ -10,7 +10,7 @@ from trt_names import SURFACES, Names, surface
 from trtkit import eras
 
 PACKAGE = Path(__file__).parent.parent / "trtkit"
-MODULES = ("backend_trt", "runner_trt", "calibrators_trt")
+MODULES = ("backend_trt", "runner_trt", "trt_plan", "calibrators_trt")
 ERAS = ("8.6", "10.15", "11.4")
 
 

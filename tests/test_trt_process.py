@@ -36,11 +36,11 @@ def keep_kernels():
     os.environ["KERNELS"] = str(int(os.environ.get("KERNELS", "0")) + 1)
     return "a builder"
 
-backend_trt, cuda = ModuleType("trtkit.backend_trt"), ModuleType("trtkit.cuda")
-backend_trt.build_here, backend_trt.deserialize, backend_trt.Log = build_here, deserialize, object
+backend_trt, cuda, trt_plan = map(ModuleType, ("trtkit.backend_trt", "trtkit.cuda", "trtkit.trt_plan"))
+backend_trt.build_here, trt_plan.deserialize, trt_plan.Log = build_here, deserialize, object
 backend_trt.keep_kernels = keep_kernels
 cuda.primary_context = nullcontext
-sys.modules |= {{"trtkit.backend_trt": backend_trt, "trtkit.cuda": cuda}}
+sys.modules |= {{"trtkit.backend_trt": backend_trt, "trtkit.cuda": cuda, "trtkit.trt_plan": trt_plan}}
 """
 ROOT = Path(trt_process.__file__).parents[1]
 CONFIG = BuildConfig(threads=1, batch=(1, 2, 4), shapes={"x": ((1, 3), (2, 3), (4, 3))})

@@ -2,8 +2,9 @@
 
 *Implicit* quantization: the graph stays float, a flag allows INT8, a calibrator hands batches to the builder, and the
 builder keeps a scale per tensor, in a cache beside the engine. Where it uses them, it does not say; a tensor without a
-scale runs in float without a word (a graph without any is refused). Deprecated in TensorRT 10.1 and removed in 11, where Q/DQ in the graph is all there
-is: what to do instead is in `qdq`. Here only to compare TensorRT's scales with our table, and to see that silence.
+scale runs in float without a word (a graph without any is refused). Deprecated in TensorRT 10.1 and removed in 11,
+where Q/DQ in the graph is all there is: what to do instead is in `qdq`. Here only to compare TensorRT's scales with our
+table, and to see that silence.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,8 +15,9 @@ import numpy as np
 import tensorrt as trt
 
 from trtkit import calib_cache, cuda
-from trtkit.backend_trt import LOGGER, MIB, Log, inspect, tactic_sources
+from trtkit.backend_trt import MIB, tactic_sources
 from trtkit.engine import BackendError, BuildConfig
+from trtkit.trt_plan import LOGGER, Log, inspect
 
 CALIBRATORS = {"minmax": "IInt8MinMaxCalibrator", "entropy2": "IInt8EntropyCalibrator2"}
 GONE = (f"TensorRT {trt.__version__} has no calibrators and no INT8 flag; calibrate with trtkit.calib and put the "

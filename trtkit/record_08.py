@@ -163,14 +163,14 @@ def by_hand(plan: Path, x: np.ndarray) -> dict:
         "tensors": name, shape, dtype, bytes and address of each; "max_abs_diff" to the runner's outputs;
         "enqueued": whether TensorRT took the work, with the last address missing and with all; "said": its reasons.
     """
-    from trtkit import backend_trt, cuda
+    from trtkit import cuda, trt_plan
 
     with engine.load(plan) as runner:
         expected = runner.infer({"images": x})
-    log, host = backend_trt.Log(), {"images": x, **{name: np.empty_like(y) for name, y in expected.items()}}
+    log, host = trt_plan.Log(), {"images": x, **{name: np.empty_like(y) for name, y in expected.items()}}
     with cuda.primary_context(), cuda.Stream() as stream, ExitStack() as stack:
         buffers = {name: stack.enter_context(cuda.DeviceBuffer(array.nbytes)) for name, array in host.items()}
-        runtime, loaded = backend_trt.deserialize(plan, log)
+        runtime, loaded = trt_plan.deserialize(plan, log)
         context = loaded.create_execution_context()
         context.set_input_shape("images", x.shape)
         cuda.copy_to_device(buffers["images"], x, stream)

@@ -21,8 +21,8 @@ import numpy as np
 import tensorrt as trt
 
 from trtkit import cuda
-from trtkit.backend_trt import Log, deserialize, inspect
 from trtkit.engine import BackendError, TensorSpec, check_feed
+from trtkit.trt_plan import Log, deserialize, inspect
 
 DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32, "INT64": np.int64,
           "UINT8": np.uint8, "BOOL": np.bool_}

@@ -169,7 +169,7 @@ def main() -> None:
     while True:
         request = requests.get()
         try:
-            from trtkit import backend_trt, cuda
+            from trtkit import backend_trt, cuda, trt_plan
 
             with cuda.primary_context():
                 if request["keep"] and kernels is None:
@@ -178,7 +178,7 @@ def main() -> None:
                     config = BuildConfig(**request["config"])
                     result = backend_trt.build_here(Path(request["graph"]), Path(request["plan"]), config, tell)
                 else:
-                    backend_trt.deserialize(Path(request["plan"]), backend_trt.Log())
+                    trt_plan.deserialize(Path(request["plan"]), trt_plan.Log())
                     result = {}
         except (BackendError, ValueError) as e:
             tell(error=str(e), type="ValueError" if isinstance(e, ValueError) else "BackendError")

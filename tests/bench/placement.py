@@ -20,8 +20,8 @@ import numpy as np
 import onnx
 
 from trtkit import cuda, export, half, models, placement, precision, qdq, recorded
-from trtkit.backend_trt import LOGGER, trt
 from trtkit.calib import Range
+from trtkit.trt_plan import LOGGER, trt
 
 COMMAND = "python tests/bench/placement.py --record"
 LEVEL, RUNS = 2, 300
