@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtkit import backend_ort, engine
+from trtkit import backend_ort, engine, trt_process
 from trtkit import cache as plans
 from trtkit.engine import BackendError, BuildConfig
 from trtkit.files import sha256
@@ -294,3 +294,11 @@ def test_a_tensorrt_that_cannot_be_imported_is_no_crash(monkeypatch):
     assert "libnvinfer.so.10" in engine.available()["trt"]
     with pytest.raises(BackendError, match=r"libnvinfer\.so\.10"):
         engine._choose("trt")
+
+
+@pytest.mark.parametrize(("problem", "shared"), [("", True), ("no GPU here", False)])
+def test_builds_of_a_block_share_a_builder_where_tensorrt_runs(monkeypatch, problem, shared):
+    monkeypatch.setattr(engine, "available", lambda: {"ort": "", "trt": problem})
+    with engine.kept_builder():
+        assert (trt_process._idle is not None) == shared
+    assert trt_process._idle is None

@@ -30,7 +30,7 @@ LOGGER = _Logger()
 
 
 class Log:
-    """TensorRT's warnings and errors since this object was made, and what it says about sparse kernels; whichever thread
+    """TensorRT's warnings and errors since this object was made, and what it says of sparse kernels; whichever thread
     they are about."""
 
     def __init__(self):
