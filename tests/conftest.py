@@ -64,6 +64,24 @@ def small_yolo():
     return randomize_batchnorm(YOLOv3(num_classes=3, width=0.25))
 
 
+def without_channels(model, block: str, kept: list[int]):
+    """A copy of a YOLOv3 whose residual block, such as "stages.1.2", keeps these of its inner channels: by hand."""
+    import copy
+
+    from torch import nn
+
+    model = copy.deepcopy(model)
+    reduce, expand = (model.get_submodule(f"{block}.{part}") for part in ("reduce", "expand"))
+    reduce[0].weight = nn.Parameter(reduce[0].weight.detach()[kept])
+    expand[0].weight = nn.Parameter(expand[0].weight.detach()[:, kept])
+    for name in ("weight", "bias"):
+        setattr(reduce[1], name, nn.Parameter(getattr(reduce[1], name).detach()[kept]))
+    for name in ("running_mean", "running_var"):
+        setattr(reduce[1], name, getattr(reduce[1], name)[kept].clone())
+    reduce[0].out_channels = reduce[1].num_features = expand[0].in_channels = len(kept)
+    return model
+
+
 @pytest.fixture(scope="session")
 def yolo_graph(small_yolo, tmp_path_factory):
     """Path of `small_yolo`'s ONNX graph at 96x96."""

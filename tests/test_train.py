@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import without_channels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -121,6 +122,21 @@ def test_a_checkpoint_of_another_configuration_is_refused(checkpoint):
 def test_a_checkpoint_of_another_network_is_refused(checkpoint):
     with pytest.raises(ValueError, match="another network"):
         _fit(_model(classes=3), checkpoint=checkpoint)
+
+
+def test_a_pruned_network_trains_and_goes_on_from_its_own_checkpoint_alone(tmp_path):
+    """Width and classes are those of the whole network; only the shapes tell them apart."""
+    path = tmp_path / "c.safetensors"
+    pruned = without_channels(_model(), "stages.3.2", [0, 2])
+    whole_run = _fit(without_channels(_model(), "stages.3.2", [0, 2]))
+    _fit(pruned, checkpoint=path, stop=3)
+    average = _fit(without_channels(_model(seed=9), "stages.3.2", [0, 2]), checkpoint=path)
+    assert average.stages[3][2].reduce[0].weight.shape[0] == 2
+    for (name, a), b in zip(whole_run.state_dict().items(), average.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, msg=name)
+    for other in (_model(), without_channels(_model(), "stages.3.2", [0, 1, 2])):
+        with pytest.raises(ValueError, match=r"(?s)another network.*stages\.3\.2"):
+            _fit(other, checkpoint=path)
 
 
 def test_files_that_are_no_checkpoint_are_refused(checkpoint, tmp_path):

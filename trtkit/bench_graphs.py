@@ -1,4 +1,4 @@
-"""The networks that `trtkit bench` measures: YOLOv3-416 of two widths as FP32, FP16 and INT8 graphs. Lesson 11.
+"""The networks that `trtkit bench` measures: YOLOv3-416 of two widths as FP32, FP16 and INT8 graphs. Lessons 04, 11.
 
 Width 0.25 is the trained detector. Nobody gives trained weights of width 1.0 away under a licence that we could pass
 on, and a device computes random numbers as fast as trained ones. They must not be just any numbers, though: with fresh
@@ -56,10 +56,17 @@ def seeded(network: type, *args) -> "nn.Module":
     import torch
 
     torch.manual_seed(0)
-    model = network(*args)
+    return settled(network(*args))
+
+
+def settled(model: "nn.Module") -> "nn.Module":
+    """The same network in eval mode, its BatchNorms' statistics taken from a few images: after weights have changed."""
+    import torch
+
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None                  # plain averages: one batch sets them
+            module.reset_running_stats()
     with torch.no_grad():
         model.train()(torch.from_numpy(images(STATISTICS_IMAGES, split="calib")))
     return model.eval()
@@ -79,11 +86,27 @@ def graph(width: float, precision: str, folder: Path) -> Path:
     Raises:
         ValueError: unknown width or precision.
     """
+    folder = Path(folder)
+    return typed(weights.to_graph(weights_file(width, folder), folder / f"w{width:g}_fp32.onnx"), precision, width)
+
+
+def typed(fp32: Path, precision: str, width: float) -> Path:
+    """Write a graph of one of the networks in another precision, beside it.
+
+    Args:
+        fp32: of `weights.to_graph`; pruned ones too. Its name ends in "_fp32.onnx".
+        precision: see `graph`.
+        width: of the network before it was pruned: how many images give the ranges.
+
+    Returns:
+        Its path, which ends in the precision; `fp32` itself for "fp32".
+
+    Raises:
+        ValueError: unknown precision.
+    """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: got {precision!r}, expected one of {PRECISIONS}")
-    folder = Path(folder)
-    fp32 = weights.to_graph(weights_file(width, folder), folder / f"w{width:g}_fp32.onnx")
-    path = folder / f"w{width:g}_{precision}.onnx"
+    path = fp32.with_name(f"{fp32.stem.removesuffix('_fp32')}_{precision}.onnx")
     if precision == "fp16":
         onnx.save(half.to_fp16(onnx.load(fp32)), path)
     elif precision == "int8":

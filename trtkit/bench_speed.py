@@ -73,6 +73,36 @@ def contest(
             bench_torch.release()
 
 
+def engines(plans: Mapping[str, Path], batch: int, *, rounds: int = 10, turn_s: float = 0.2) -> dict[str, dict]:
+    """Measure engines in turn, without their copies.
+
+    Args:
+        plans: of detectors, by any name.
+        batch: images per run, which all take.
+        rounds, turn_s: see `bench_rounds.interleave`.
+
+    Returns:
+        By name: `bench_rounds.summary` of the device's time, and "label".
+    """
+    from trtkit import cuda
+
+    runners, x = {}, bench_graphs.images(batch)
+    with cuda.primary_context():
+        try:
+            for name, plan in plans.items():
+                runners[name] = engine.load(plan)
+            for runner in runners.values():
+                for _ in range(3):          # the first enqueues, the second captures, the third replays
+                    runner.infer({"images": x})
+            contenders = {name: _timed(runner, cuda) for name, runner in runners.items()}
+            times = bench_rounds.interleave(contenders, rounds=rounds, turn_s=turn_s)
+            return {name: {**bench_rounds.summary(ms, batch=batch), "label": runners[name].label}
+                    for name, ms in times.items()}
+        finally:
+            for runner in runners.values():
+                runner.close()
+
+
 def _named(heads: list[np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(export.OUTPUT_NAMES, heads, strict=True))
 

@@ -122,7 +122,7 @@ def save_weights(model: YOLOv3, path: Path, *, metadata: dict[str, str] | None =
     """Write all parameters and running statistics as FP16 safetensors, with what is needed to rebuild the network.
 
     Args:
-        model: the network.
+        model: the network; of one whose channels were pruned the metadata say so.
         path: ends in .safetensors; written to a temporary file first, so an interrupted save leaves the old one.
         metadata: strings kept beside num_classes and width (seeds, steps, mAP).
 
@@ -136,7 +136,9 @@ def save_weights(model: YOLOv3, path: Path, *, metadata: dict[str, str] | None =
     if broken := [k for k, v in tensors.items() if not v.isfinite().all()]:
         raise ValueError(f"weights: {broken[0]}: got numbers that FP16 cannot hold, expected finite ones up to 65,504; "
                          "the training diverged")
-    meta = {"num_classes": str(model.num_classes), "width": str(model.width), **(metadata or {})}
+    whole = _on_meta(model.num_classes, model.width).state_dict()
+    pruned = {"pruned": "true"} if any(v.shape != whole[k].shape for k, v in tensors.items() if k in whole) else {}
+    meta = {"num_classes": str(model.num_classes), "width": str(model.width), **pruned, **(metadata or {})}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=meta)
 
@@ -157,10 +159,13 @@ def load_weights(path: Path) -> YOLOv3:
     arrays, meta = read_weights(path)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
-        with torch.device("meta"):              # shapes without memory: a damaged width may ask for terabytes
-            network = YOLOv3(int(meta["num_classes"]), float(meta["width"]))
+        network = _on_meta(int(meta["num_classes"]), float(meta["width"]))
     except (ValueError, OverflowError, RuntimeError) as e:
         raise ValueError(f"weights: {path.name} has metadata {meta} that makes no network ({e})") from e
+    if meta.get("pruned") == "true":
+        from trtkit.channels import reshaped  # here, since it imports this module
+
+        network = reshaped(network, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     expected = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
     for name, tensor in expected.items():
         if name not in tensors or tensors[name].shape != tensor.shape:
@@ -168,6 +173,15 @@ def load_weights(path: Path) -> YOLOv3:
             raise ValueError(f"weights: {name}: got {got}, expected {tuple(tensor.shape)}; another network's file?")
     if extra := sorted(tensors.keys() - expected.keys()):
         raise ValueError(f"weights: got {len(extra)} tensors that YOLOv3 lacks, first {extra[0]}; another network's?")
-    model = YOLOv3(network.num_classes, network.width)
+    model = network.to_empty(device="cpu")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked.zero_()          # the one thing that a file does not hold
     model.load_state_dict(tensors, strict=False)
     return model.eval()
+
+
+def _on_meta(num_classes: int, width: float) -> YOLOv3:
+    """Shapes without memory: a damaged width may ask for terabytes."""
+    with torch.device("meta"):
+        return YOLOv3(num_classes, width)

@@ -7,6 +7,8 @@ paper; the box term is CIoU where the paper has squared errors, since it is what
 Source: Redmon and Farhadi 2018, section 2.1; Zheng et al. 2020, "Distance-IoU Loss", equation 10.
 """
 
+import copy
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -14,8 +16,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from trtkit.data import TrainingSet
+from trtkit.distill import distillation_loss
 from trtkit.files import replacing
 from trtkit.models import YOLOv3
 from trtkit.progress import bar
@@ -50,6 +54,7 @@ def fit(
     data: TrainingSet,
     config: TrainConfig = TrainConfig(),
     *,
+    teacher: nn.Module | None = None,
     device: str | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
@@ -59,9 +64,11 @@ def fit(
     """Train a network, in mixed precision on a GPU, and return the moving average of its weights.
 
     Args:
-        model: trained in place.
+        model: trained in place; pruned or not.
         data: see `data.training_set`.
         config: see `TrainConfig`.
+        teacher: a network with the same heads, left as it is, whose `distill.distillation_loss` is added to the loss,
+            for example the one from which `model` was pruned.
         device: "cuda", "cpu", or None for the GPU where there is one.
         checkpoint: safetensors file, written every `checkpoint_every` steps; if it exists, training goes on from it.
         checkpoint_every: steps.
@@ -72,15 +79,17 @@ def fit(
         A second network, on the CPU in eval mode, that holds the exponential moving average.
 
     Raises:
-        ValueError: the checkpoint belongs to another configuration or network.
+        ValueError: the checkpoint belongs to another configuration, network or teacher; a teacher with other heads.
         FloatingPointError: the loss is no longer finite.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(device, memory_format=torch.channels_last).train()
-    average = YOLOv3(model.num_classes, model.width).to(device)
-    average.load_state_dict(model.state_dict())
+    average = copy.deepcopy(model)              # not a network of its width anew: a pruned one has other channels
+    made_for = {"config": asdict(config), "teacher": _fingerprint(teacher)}
+    if teacher is not None:
+        teacher = copy.deepcopy(teacher).to(device, memory_format=torch.channels_last).eval()
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), config.lr, fused=True)
-    start = _load_checkpoint(checkpoint, config, model, average, optimizer) if checkpoint else 0
+    start = _load_checkpoint(checkpoint, made_for, model, average, optimizer) if checkpoint else 0
     images = torch.from_numpy(data.images_u8).to(device)
     boxes, labels = torch.from_numpy(data.boxes_xyxy).to(device), torch.from_numpy(data.labels).to(device)
     averaged, current = _float_tensors(average), _float_tensors(model)
@@ -96,9 +105,14 @@ def fit(
         x, b, k = images[pick].float().div_(255), boxes[pick], labels[pick]
         if config.augment:
             x, b, k = augment(x, b, k, rng)
+        x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            heads = model(x.contiguous(memory_format=torch.channels_last))
-        total = yolo_loss([h.float() for h in heads], b, k)
+            heads = [h.float() for h in model(x)]
+            with torch.no_grad():
+                wanted = [h.float() for h in teacher(x)] if teacher is not None else []
+        total = yolo_loss(heads, b, k)
+        if teacher is not None:
+            total = total + distillation_loss(heads, wanted)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
@@ -111,7 +125,7 @@ def fit(
                 raise FloatingPointError(f"train: loss is {value} at step {step}; lower lr (now {config.lr})")
             steps.set_postfix(loss=f"{value:.3f}")
         if save:
-            _save_checkpoint(checkpoint, step + 1, config, model, average, optimizer)
+            _save_checkpoint(checkpoint, step + 1, made_for, model, average, optimizer)
     return average.cpu().eval()
 
 
@@ -261,15 +275,25 @@ def _named_state(model: YOLOv3, average: YOLOv3, optimizer: torch.optim.Optimize
     return state
 
 
-def _save_checkpoint(path: Path, step: int, config: TrainConfig, model, average, optimizer) -> None:
+def _fingerprint(teacher: nn.Module | None) -> str:
+    """Hash of a network's numbers, "" of none: a run that goes on must go on with the same teacher."""
+    if teacher is None:
+        return ""
+    digest = hashlib.sha256()
+    for name, value in teacher.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _save_checkpoint(path: Path, step: int, made_for: dict, model, average, optimizer) -> None:
     from safetensors.torch import save_file
 
     state = {k: v.contiguous().cpu() for k, v in _named_state(model, average, optimizer).items()}
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata={"step": str(step), "config": json.dumps(asdict(config), sort_keys=True)})
+        save_file(state, temporary, metadata={"step": str(step), "made_for": json.dumps(made_for, sort_keys=True)})
 
 
-def _load_checkpoint(path: Path, config: TrainConfig, model, average, optimizer) -> int:
+def _load_checkpoint(path: Path, made_for: dict, model, average, optimizer) -> int:
     """Restore everything and return the step to go on with; 0 if there is no checkpoint."""
     from safetensors import SafetensorError, safe_open
 
@@ -280,8 +304,8 @@ def _load_checkpoint(path: Path, config: TrainConfig, model, average, optimizer)
             meta, state = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as e:
         raise ValueError(f"checkpoint: {path} is no intact safetensors file ({e}); delete it to start again") from e
-    if (made_for := json.loads((meta or {}).get("config", "null"))) != asdict(config):
-        raise ValueError(f"checkpoint: {path} was made with {made_for}, expected {asdict(config)}; delete or match it")
+    if (got := json.loads((meta or {}).get("made_for", "null"))) != made_for:
+        raise ValueError(f"checkpoint: {path} was made with {got}, expected {made_for}; delete or match it")
     for prefix, module in (("model.", model), ("average.", average)):
         try:
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

@@ -1,0 +1,260 @@
+"""YOLOv3 width 0.25 without 20 % and 50 % of its parameters: pruned, fine-tuned, scored.
+
+    python tests/bench/prune_yolov3.py --record             # on a GPU, about ten minutes; see STEPS for its parts
+    python tests/bench/prune_yolov3.py --record --steps cpu # without training: INT8 on this CPU, whole and pruned
+
+Writes datasets/weights/yolov3_w025_pruned{20,50}.safetensors, of the better of two fine-tunings each, and
+datasets/results/prune_yolov3_w025_GPU.json ("cpu": prune_yolov3_w025_cpu.json) after each step, so a run that is cut
+off keeps what it has, and the next one goes on with what is missing. Importance is ranked with a view to time, see
+`cost_aware`, and chosen on the calibration split; mAP is that of the test split, of the FP16 weights as they are
+stored. "control" is the whole network fine-tuned as long: its schedule had not ended, so training on alone gains
+something, which is no merit of pruning.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx
+import torch
+
+from trtkit import bench_graphs, bench_rounds, data, engine, evaluate, importance, models, prune, qdq, recorded, weights
+from trtkit.train import TrainConfig, fit
+
+WEIGHTS = "weights/yolov3_w025.safetensors"
+REMOVED = {"pruned20": 0.2, "pruned50": 0.5}
+IMPORTANCES = ("l1", "l2", "bn_gamma")
+CHOICE_IMAGES = 100             # of the calibration split
+FINE_TUNINGS = ("pruned50 distilled", "pruned20 distilled", "control", "pruned50 plain", "pruned20 plain")
+STEPS = ("before", "importance", *FINE_TUNINGS)
+
+
+class OutOfTimeError(Exception):
+    """The time limit would not hold for the next step."""
+
+
+class Recipe:
+    """Settings, the clock, and what is kept between steps."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.start, self.step_s = args, time.perf_counter(), args.first_step_s
+        self.folder, self.work = args.record, Path(tempfile.mkdtemp(prefix="trtkit-"))
+        self.network = models.load_weights(args.weights or data.dataset_file(WEIGHTS))
+        self.test = data.load_split("test", args.test_images, progress=False)
+        self.training: data.TrainingSet | None = None
+        self.settings = {key: getattr(args, key) for key in (
+            "train_steps", "batch", "lr", "images", "round_to", "cost_exponent", "test_images")}
+        self.results: dict = {}
+
+    def left_s(self) -> float:
+        return self.args.limit_s - (time.perf_counter() - self.start)
+
+    def score(self, model: torch.nn.Module, scenes: list) -> dict[str, float]:
+        """mAP of the weights as they are stored."""
+        models.save_weights(model, self.work / "scored.safetensors")
+        graph = weights.to_graph(self.work / "scored.safetensors", self.work / "scored.onnx")
+        with engine.load(engine.build(graph, backend="ort")) as runner:
+            accuracy = evaluate.score(runner, scenes)
+            return {"map50": round(accuracy.map50, 4), "map50_95": round(accuracy.map50_95, 4), "runner": runner.label}
+
+    def pruned(self, name: str, by: str) -> torch.nn.Module:
+        return smaller(self.network, name, by, self.args)
+
+    def before(self) -> dict:
+        """The network that is committed."""
+        return {"parameters": parameters(self.network), **self.score(self.network, self.test)}
+
+    def importance(self) -> dict:
+        """Which importance loses least before any fine-tuning? With new statistics, since else all lose everything."""
+        scenes, found = data.load_split("calib", min(CHOICE_IMAGES, self.args.test_images), progress=False), {}
+        for name in REMOVED:
+            models_by = {by: self.pruned(name, by) for by in IMPORTANCES}
+            scores = {by: self.score(bench_graphs.settled(m), scenes) for by, m in models_by.items()}
+            best = max(scores, key=lambda by: scores[by]["map50"])
+            chosen = self.pruned(name, best)
+            found[name] = {"calib_map50_by": {by: s["map50"] for by, s in scores.items()}, "best": best,
+                           "parameters": parameters(chosen),
+                           "after_pruning": self.score(chosen, self.test)}
+        return found
+
+    def fine_tuning(self, name: str) -> dict:
+        """Train on, from the pruned network or, as a control, from the whole one."""
+        which, _, how = name.partition(" ")
+        need_s = self.args.train_steps * self.step_s * (1.4 if how == "distilled" else 1.0) + 15    # 15: to score
+        need_s += self.args.images / 300 if self.training is None else 0                # 16 cores render 380 a second
+        if self.left_s() < need_s:
+            raise OutOfTimeError(f"{name} needs about {need_s:.0f} s, {self.left_s():.0f} s are left of --limit-s")
+        if self.training is None:
+            seeds = data.split_seeds("train", self.args.images)
+            self.training = data.training_set(seeds, size=self.args.size, progress=False)
+        if which == "control":
+            model = models.load_weights(self.args.weights or data.dataset_file(WEIGHTS))
+        else:
+            if "importance" not in self.results:
+                self.results["importance"] = self.importance()
+            model = self.pruned(which, self.results["importance"][which]["best"])
+        config = TrainConfig(steps=self.args.train_steps, batch=self.args.batch, lr=self.args.lr,
+                             warmup=min(50, self.args.train_steps // 4))
+        begun = time.perf_counter()
+        tuned = fit(model, self.training, config, teacher=self.network if how == "distilled" else None, progress=False)
+        train_s = time.perf_counter() - begun
+        self.step_s = max(self.step_s, train_s / config.steps / (1.4 if how == "distilled" else 1.0))
+        found = {"parameters": parameters(tuned), "train_s": round(train_s, 1), **self.score(tuned, self.test)}
+        rivals = [r["map50"] for key, r in self.results.items() if key.startswith(f"{which} ")]
+        if which in REMOVED and self.folder and found["map50"] > max(rivals, default=-1.0):
+            path = self.folder / "weights" / f"yolov3_w025_{which}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            models.save_weights(tuned, path, metadata={"fine_tuning": how, "map50": str(found["map50"])})
+        return found
+
+
+def cost_aware(network: torch.nn.Module, by: str, exponent: float) -> Callable:
+    """An importance of `trtkit.importance`, times (cells of the smallest map / cells of the group's map)^exponent.
+
+    With the exponent 0 the target alone counts, parameters, and most of those are where the maps are small and cheap.
+    Source of the idea: Molchanov et al. 2017, "Pruning Convolutional Neural Networks", section 2.2, "FLOPs
+    regularized pruning".
+    """
+    cells: dict[str, int] = {}
+    handles = [layer.register_forward_hook(lambda _, x, y, name=name: cells.update({name: y.shape[2] * y.shape[3]}))
+               for name, layer in network.named_modules() if isinstance(layer, torch.nn.Conv2d)]
+    with torch.no_grad():
+        network(torch.zeros(1, 3, 64, 64))
+    for handle in handles:
+        handle.remove()
+    least = min(cells.values())
+
+    def score(group, model: torch.nn.Module) -> torch.Tensor:
+        largest = max(cells[m.layer] for m in group.members if m.side == "out" and m.layer in cells)
+        return getattr(importance, by)(group, model) * (least / largest) ** exponent
+
+    return score
+
+
+def smaller(network: torch.nn.Module, name: str, by: str, args: argparse.Namespace) -> torch.nn.Module:
+    """The network without the share of its parameters that `name` stands for."""
+    return prune.prune_channels(network, torch.zeros(1, 3, 64, 64), params_removed=REMOVED[name], scope="global",
+                                round_to=args.round_to, importance=cost_aware(network, by, args.cost_exponent))
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def run(recipe: Recipe, names: list[str], keep: Callable[[dict], None]) -> None:
+    """Do the steps that are not done yet."""
+    for name in names:
+        if name in recipe.results:
+            print(f"{name}: done before", flush=True)
+            continue
+        try:
+            step = getattr(recipe, name, None)
+            recipe.results[name] = step() if step else recipe.fine_tuning(name)
+        except OutOfTimeError as e:
+            print(f"left out: {e}", flush=True)
+            continue
+        print(f"{name}: {json.dumps(recipe.results[name])}", flush=True)
+        keep(recipe.results)
+
+
+def verdict(results: dict) -> dict:
+    """mAP50 points lost, against the committed network and against the control that trained on as long."""
+    lost: dict = {}
+    for which in REMOVED:
+        tuned = [r["map50"] for key, r in results.items() if key.startswith(f"{which} ")]
+        for against in ("before", "control"):
+            if tuned and against in results:
+                lost.setdefault(which, {})[f"points_lost_against_{against}"] = round(
+                    100 * (results[against]["map50"] - max(tuned)), 2)
+    return lost
+
+
+def cpu_int8(args: argparse.Namespace) -> dict:
+    """Time of INT8 graphs on this CPU, whole and pruned, in turn. No fine-tuning: numbers do not change a kernel."""
+    network = models.load_weights(args.weights or data.dataset_file(WEIGHTS))
+    work = Path(tempfile.mkdtemp(prefix="trtkit-"))
+    networks = {"whole": network} | {name: smaller(network, name, "bn_gamma", args) for name in REMOVED}
+    x = np.random.default_rng(0).random((1, 3, 416, 416), np.float32)
+    runners, facts, config = {}, {}, engine.BuildConfig(threads=args.threads)
+    for name, model in networks.items():
+        models.save_weights(bench_graphs.settled(model) if name != "whole" else model, work / f"{name}.safetensors")
+        fp32 = weights.to_graph(work / f"{name}.safetensors", work / f"{name}_fp32.onnx")
+        graph = onnx.load(fp32)
+        skip = [*qdq.head_convs(graph), qdq.conv_names(graph)[0]]
+        int8 = work / f"{name}_int8.onnx"
+        onnx.save(qdq.insert_qdq(graph, bench_graphs.table(fp32, 0.25), target="cpu", skip=skip), int8)
+        for kind, path in (("fp32", fp32), ("int8", int8)):
+            runners[f"{name} {kind}"] = engine.load(engine.build(path, config, backend="ort"))
+            facts[f"{name} {kind}"] = {"parameters": parameters(model), "mib": round(path.stat().st_size / 2**20, 2)}
+
+    def timed(runner) -> Callable[[int], list[float]]:
+        def times_ms(n: int) -> list[float]:
+            found = []
+            for _ in range(n):
+                begun = time.perf_counter()
+                runner.infer({"images": x})
+                found.append(1e3 * (time.perf_counter() - begun))
+            return found
+        return times_ms
+
+    times = bench_rounds.interleave({k: timed(r) for k, r in runners.items()}, rounds=args.rounds, turn_s=0.15)
+    found = {k: {**bench_rounds.summary(ms), **facts[k], "label": runners[k].label} for k, ms in times.items()}
+    for runner in runners.values():
+        runner.close()
+    # Round by round: what slows this machine down for a second slows down all that had their turn in it.
+    ratios = {name: round(median(median(a) / median(b) for a, b in zip(
+        times[f"{name} int8"], times["whole int8"], strict=True)), 3) for name in REMOVED}
+    return {"round_to": args.round_to, "cost_exponent": args.cost_exponent,
+            "importance": "bn_gamma", "engines": found, "int8_time_of_whole": ratios}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", type=Path, nargs="?", const=data.DATASETS, help="write weights/ and results/ here")
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=(*STEPS, "cpu"), metavar="STEP")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no fine-tuning that would exceed it")
+    parser.add_argument("--train-steps", type=int, default=800, help="of each fine-tuning")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak of the cosine")
+    parser.add_argument("--images", type=int, default=16_000, help="of the training split, 0.5 MB of memory each")
+    parser.add_argument("--test-images", type=int, default=data.TEST_IMAGES)
+    parser.add_argument("--size", type=int, default=416, help="of the training images, pixels")
+    parser.add_argument("--round-to", type=int, default=16, help="channels that INT8 kernels of a CPU compute at once")
+    parser.add_argument("--cost-exponent", type=float, default=0.15, help="how much time counts, see cost_aware")
+    parser.add_argument("--weights", type=Path, help="another network than the committed one")
+    parser.add_argument("--first-step-s", type=float, default=0.1, help="guess of a training step's time, seconds")
+    parser.add_argument("--rounds", type=int, default=40, help="of the step cpu")
+    parser.add_argument("--threads", type=int, default=0, help="of the step cpu; 1 where others share the machine")
+    args = parser.parse_args()
+    command = f"python tests/bench/prune_yolov3.py {' '.join(sys.argv[1:])}"
+    made_from = recorded.provenance(command)
+
+    def keep(name: str, body: dict) -> None:
+        if args.record:
+            recorded.write(args.record / "results" / name, {"provenance": made_from, **body})
+
+    if args.steps == ["cpu"]:
+        body = cpu_int8(args)
+        print(json.dumps(body["int8_time_of_whole"]), flush=True)
+        keep("prune_yolov3_w025_cpu.json", body)
+        return
+    recipe = Recipe(args)
+    gpu = made_from["gpu"].replace("NVIDIA ", "").split()[0].lower() if made_from["gpu"] else "cpu_trained"
+    name = f"prune_yolov3_w025_{gpu}.json"
+    if args.record and (args.record / "results" / name).is_file():
+        earlier = recorded.load(name, args.record / "results")
+        if earlier["settings"] == recipe.settings:
+            recipe.results = earlier["results"]
+    run(recipe, [step for step in STEPS if step in args.steps], lambda results: keep(name, {
+        "settings": recipe.settings, "results": results, "verdict": verdict(results)}))
+    print(json.dumps(verdict(recipe.results)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
