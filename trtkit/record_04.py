@@ -36,7 +36,7 @@ CHARACTERS = 300                    # of a message
 
 
 def record(
-    out: Path, steps: Sequence[str] = (), *, level: int = 2, jobs: int = 6, work: Path | None = None
+    out: Path, steps: Sequence[str] = (), *, level: int = 2, jobs: int = 2, work: Path | None = None
 ) -> None:
     """Measure on this machine's GPU and write the file that lesson 04 shows elsewhere.
 
@@ -44,7 +44,7 @@ def record(
         out: of the JSON file; what it holds of other steps stays.
         steps: of `STEPS`; all of them if empty.
         level: of the builds, see `BuildConfig.optimization_level`; at 2 one of a full-width network takes two minutes.
-        jobs: builds at once, each in a process of its own that uses one core most of the time.
+        jobs: builds at once, each of which keeps one core busy; see `bench_steps.Settings`.
         work: folder for graphs and random weights, kept for the next call; None takes one that is removed.
 
     Raises:
@@ -57,7 +57,7 @@ def record(
         raise BackendError(why)
     out, failed = Path(out), {}
     body = recorded.load(out.name, out.parent) if out.is_file() else {}
-    with tempfile.TemporaryDirectory(prefix="trtkit-") as removed:
+    with tempfile.TemporaryDirectory(prefix="trtkit-") as removed, engine.kept_builder():
         folder = Path(work or removed)
         folder.mkdir(parents=True, exist_ok=True)
         for step in steps or STEPS:
@@ -150,7 +150,7 @@ def _staircase(precision: str, folder: Path, level: int, jobs: int) -> dict:
 
 
 def _plans(kinds: Sequence[str], batch: int, folder: Path, level: int, jobs: int) -> dict[str, Path]:
-    """Engines by "kind precision", built several at once."""
+    """Engines by "kind precision", built `jobs` at once."""
     graphs = {f"{kind} {precision}": graph(kind, precision, folder) for kind in kinds for precision in PRECISIONS}
     with ThreadPoolExecutor(jobs) as pool:
         building = {name: pool.submit(engine.build, path, BuildConfig(
