@@ -46,6 +46,18 @@ def test_parameters_are_counted_before_anything_is_built(name):
     assert abs(1 - parameters(pruned) / parameters(model) - 0.3) <= 0.002       # one channel of one group is not much
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_params_removed_with_one_ratio_for_all_layers(name):
+    model, x = network(name)
+    kept = kept_channels(model, x, params_removed=0.3, scope="layer")
+    assert abs(1 - parameters(apply(model, x, kept)) / parameters(model) - 0.3) <= 0.01
+    of_group = {g.name: g.channels for g in groups(model, x)}
+    ratios = [1 - len(choices) / of_group[layer] for layer, choices in kept.items() if of_group[layer] >= 32]
+    assert max(ratios) - min(ratios) <= 2 / 32                  # global ranking spreads them
+    with pytest.raises(ValueError, match=r"with one ratio for all layers, expected 0\.3"):
+        prune_channels(model, x, params_removed=0.3, scope="layer", round_to=512)
+
+
 @settings(max_examples=40)
 @given(st.lists(st.integers(2, 40), min_size=2, max_size=4), st.floats(0, 0.7), st.sampled_from([1, 4, 8]))
 def test_uniform_ratio_is_the_nearest_that_rounding_allows(channels, ratio, round_to):

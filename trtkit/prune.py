@@ -18,7 +18,7 @@ from trtkit import prune_cut
 from trtkit.coupling import Group, closest, groups
 from trtkit.importance import l1
 from trtkit.prune_cut import apply
-from trtkit.prune_order import by_count, by_parameters, by_ratio
+from trtkit.prune_order import by_count, by_parameters, by_ratio, by_uniform
 
 __all__ = ["apply", "kept_channels", "prune_channels"]
 Importance = Callable[[Group, nn.Module], Tensor]
@@ -37,7 +37,7 @@ def prune_channels(
         ratio: fraction of the channels to remove, in [0, 1): one for all, or per layer {name: ratio} (a layer's
             coupled layers go with it, all others stay whole). Give this or params_removed.
         params_removed: fraction of the network's parameters to remove, in [0, 1), met within 0.01.
-        scope: "global" ranks the channels of all layers together; "layer" takes the ratio of each.
+        scope: "global" ranks the channels of all layers together; "layer" takes the same ratio of each.
         importance: (group, model) -> (channels,) scores; `importance.l1`, `l2`, `bn_gamma`, `taylor`.
         round_to: a layer that loses channels keeps a multiple of this, and at least this many: 8, 16 or 32 for what
             the hardware computes at once. A layer that has fewer stays whole.
@@ -90,7 +90,8 @@ def _kept(found, model, ratio, params_removed, scope, importance, round_to, skip
                 else list(range(g.channels)) for g in free}
     scores = {g.name: _scores(importance, g, model) for g in free}
     if params_removed is not None:
-        return by_parameters(found, free, scores, model, params_removed, round_to)
+        choose = by_parameters if scope == "global" else by_uniform
+        return choose(found, free, scores, model, params_removed, round_to)
     if scope == "layer":
         return {g.name: by_ratio(g, scores[g.name], ratio, round_to) for g in free}
     return by_count(free, scores, ratio, round_to)

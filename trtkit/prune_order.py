@@ -116,6 +116,44 @@ def by_parameters(
     return _kept(free, gone)
 
 
+def by_uniform(
+    found: Sequence[Group], free: Sequence[Group], scores: Mapping[str, Tensor], model: nn.Module, target: float,
+    round_to: int,
+) -> dict[str, list[int]]:
+    """Choices that stay if every layer loses the same ratio, as high as the fraction `target` of parameters allows.
+
+    Raises:
+        ValueError: the target cannot be met within `TOLERANCE`.
+    """
+    total = sum(p.numel() for p in model.parameters())
+    sizes = {(m.layer, m.side): m.size for g in found for m in g.members}
+    terms = _terms(model, sizes)
+
+    def removed(kept: Mapping[str, list[int]]) -> float:
+        left = Counter(sizes)
+        for g in free:
+            for c in set(range(g.channels)) - set(kept[g.name]):
+                left.subtract({(m.layer, m.side): len(m.index[c]) for m in g.members})
+        return sum(_count(terms[layer], layer, sizes) - _count(terms[layer], layer, left) for layer in terms) / total
+
+    low, high, best = 0.0, 1.0, {g.name: list(range(g.channels)) for g in free}
+    for _ in range(20):                             # halves: a millionth is less than one channel
+        middle = (low + high) / 2
+        try:
+            kept = {g.name: by_ratio(g, scores[g.name], middle, round_to) for g in free}
+        except ValueError:                          # it would empty a layer
+            high = middle
+            continue
+        if removed(kept) > target:
+            high = middle
+        else:
+            low, best = middle, kept
+    if removed(best) < target - TOLERANCE:
+        raise ValueError(f"params_removed: got {removed(best):.3f} with one ratio for all layers, expected {target} "
+                         f"within {TOLERANCE}; take scope='global', a smaller round_to, or another target")
+    return best
+
+
 def _kept(free: Sequence[Group], gone: Mapping[str, set[int]]) -> dict[str, list[int]]:
     return {g.name: [c for c in range(g.channels) if c not in gone[g.name]] for g in free}
 
