@@ -45,6 +45,19 @@ def queued_ms(launch: Callable[[], None], make_event: Callable, stream, runs: in
     return times
 
 
+def host_timed(call: Callable[[], object]) -> Callable[[int], list[float]]:
+    """A contender for `interleave`: n calls in a row, each timed by the host's clock, milliseconds."""
+    def run(n: int) -> list[float]:
+        times = []
+        for _ in range(n):
+            start = time.perf_counter()
+            call()
+            times.append(1000 * (time.perf_counter() - start))
+        return times
+
+    return run
+
+
 def interleave(
     contenders: Mapping[str, Callable[[int], Sequence[float]]], *, rounds: int = 10, turn_s: float = 0.2
 ) -> dict[str, list[list[float]]]:

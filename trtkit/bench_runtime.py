@@ -58,10 +58,10 @@ def overhead(plan: Path, *, rounds: int = 10, turn_s: float = 0.3) -> dict:
         outputs = runner.infer(feed)
         with cuda.PinnedArray(x.shape, x.dtype) as pinned:
             contenders = {
-                "infer": _host_timed(lambda: runner.infer(feed)),
-                "polygraphy": _host_timed(lambda: theirs.infer(feed)),
-                "stage_copy": _host_timed(lambda: np.copyto(pinned.array, x)),
-                "fetch_copy": _host_timed(lambda: {name: y.copy() for name, y in outputs.items()}),
+                "infer": bench_rounds.host_timed(lambda: runner.infer(feed)),
+                "polygraphy": bench_rounds.host_timed(lambda: theirs.infer(feed)),
+                "stage_copy": bench_rounds.host_timed(lambda: np.copyto(pinned.array, x)),
+                "fetch_copy": bench_rounds.host_timed(lambda: {name: y.copy() for name, y in outputs.items()}),
                 **{part: _device_timed(runner, cuda, i) for i, part in enumerate(("h2d", "compute", "d2h"))},
             }
             times = bench_rounds.interleave(contenders, rounds=rounds, turn_s=turn_s)
@@ -70,18 +70,6 @@ def overhead(plan: Path, *, rounds: int = 10, turn_s: float = 0.3) -> dict:
     found["overhead_us"] = round(1000 * (found["infer"]["p50_ms"] - unavoidable), 1)
     found["polygraphy_by_ours"] = round(found["polygraphy"]["p50_ms"] / found["infer"]["p50_ms"], 3)
     return found
-
-
-def _host_timed(call: Callable[[], object]) -> Callable[[int], list[float]]:
-    def run(n: int) -> list[float]:
-        times = []
-        for _ in range(n):
-            start = time.perf_counter()
-            call()
-            times.append(1000 * (time.perf_counter() - start))
-        return times
-
-    return run
 
 
 def _device_timed(runner, cuda, part: int) -> Callable[[int], list[float]]:

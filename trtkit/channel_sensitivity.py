@@ -6,7 +6,6 @@ since with a real evaluation a scan of 40 groups takes hours.
 Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets", section 3.2.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from torch import nn
 from trtkit.coupling import groups
 from trtkit.files import replacing
 from trtkit.importance import l1
+from trtkit.models import fingerprint
 from trtkit.progress import bar
 from trtkit.prune import prune_channels
 
@@ -58,7 +58,8 @@ def sensitivity(
         raise ValueError("ratios: got none, expected fractions in [0, 1), such as (0.25, 0.5, 0.75)")
     if layers is None:
         layers = [group.name for group in groups(model, example) if not group.fixed]
-    made_for = _identity(model, importance)
+    # Scores are of these very weights, and of this order of channels.
+    made_for = f"{getattr(importance, '__name__', repr(importance))} {fingerprint(model)}"
     scores = _load(checkpoint, made_for) if checkpoint is not None else {}
     todo = [(layer, ratio) for layer in layers for ratio in ratios if ratio not in scores.get(layer, {})]
     for layer, ratio in bar(todo, "sensitivity", unit="network", show=progress):
@@ -69,15 +70,6 @@ def sensitivity(
         if checkpoint is not None:
             _save(checkpoint, made_for, scores)
     return {layer: {ratio: scores[layer][ratio] for ratio in ratios} for layer in layers}
-
-
-def _identity(model: nn.Module, importance: Callable) -> str:
-    """Scores are of these very weights, and of this order of channels."""
-    digest = hashlib.sha256(getattr(importance, "__name__", repr(importance)).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _save(path: Path, made_for: str, scores: Scores) -> None:

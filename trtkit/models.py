@@ -6,6 +6,7 @@ parameters, 62,001,757 floats with the running statistics, 65.86 GFLOPs at 416x4
 Modules are created in darknet's order, so weights of either layout can be read in one pass.
 """
 
+import hashlib
 from pathlib import Path
 
 try:
@@ -179,6 +180,15 @@ def load_weights(path: Path) -> YOLOv3:
             module.num_batches_tracked.zero_()          # the one thing that a file does not hold
     model.load_state_dict(tensors, strict=False)
     return model.eval()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a network's numbers with their names, shapes and types: what a checkpoint was made for."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _on_meta(num_classes: int, width: float) -> YOLOv3:

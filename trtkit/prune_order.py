@@ -92,8 +92,7 @@ def by_parameters(
     total = sum(p.numel() for p in model.parameters())
     left = {(m.layer, m.side): m.size for g in found for m in g.members}
     terms = _terms(model, left)
-    axes = {g.name: [Counter({(m.layer, m.side): len(m.index[c]) for m in g.members}) for c in range(g.channels)]
-            for g in free}
+    axes = _axes(free)
     gone, closed, removed = {g.name: set() for g in free}, set(), 0
     for block in _ordered(free, scores, round_to):
         if (block.group, block.part) in closed:
@@ -127,13 +126,13 @@ def by_uniform(
     """
     total = sum(p.numel() for p in model.parameters())
     sizes = {(m.layer, m.side): m.size for g in found for m in g.members}
-    terms = _terms(model, sizes)
+    terms, axes = _terms(model, sizes), _axes(free)
 
     def removed(kept: Mapping[str, list[int]]) -> float:
         left = Counter(sizes)
         for g in free:
             for c in set(range(g.channels)) - set(kept[g.name]):
-                left.subtract({(m.layer, m.side): len(m.index[c]) for m in g.members})
+                left.subtract(axes[g.name][c])
         return sum(_count(terms[layer], layer, sizes) - _count(terms[layer], layer, left) for layer in terms) / total
 
     low, high, best = 0.0, 1.0, {g.name: list(range(g.channels)) for g in free}
@@ -152,6 +151,12 @@ def by_uniform(
         raise ValueError(f"params_removed: got {removed(best):.3f} with one ratio for all layers, expected {target} "
                          f"within {TOLERANCE}; take scope='global', a smaller round_to, or another target")
     return best
+
+
+def _axes(free: Sequence[Group]) -> dict[str, list[Counter]]:
+    """Group -> for each choice: how many positions of which axes go with it."""
+    return {g.name: [Counter({(m.layer, m.side): len(m.index[c]) for m in g.members}) for c in range(g.channels)]
+            for g in free}
 
 
 def _kept(free: Sequence[Group], gone: Mapping[str, set[int]]) -> dict[str, list[int]]:

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from trtkit import bench_graphs, cache, engine, half, inspector, qdq, recorded, staircase
+from trtkit import bench_graphs, cache, engine, half, inspector, qdq, record_steps, recorded, staircase
 from trtkit import weights as weights_module
 from trtkit.calib import Range
-from trtkit.engine import BackendError, BuildConfig
+from trtkit.engine import BuildConfig
 from trtkit.layer_times import layer_times
 
 COMMAND = "python -c \"from trtkit import record_04; record_04.record('datasets/results/h100_lesson04.json')\""
@@ -51,31 +51,15 @@ def record(
         ValueError: an unknown step.
         BackendError: no TensorRT or no GPU; or a step failed, after the others were done.
     """
-    if unknown := set(steps) - STEPS.keys():
-        raise ValueError(f"steps: got {sorted(unknown)}, expected some of {list(STEPS)}")
-    if why := engine.available()["trt"]:
-        raise BackendError(why)
-    out, failed = Path(out), {}
-    body = recorded.load(out.name, out.parent) if out.is_file() else {}
+    record_steps.check(steps, STEPS)
     with tempfile.TemporaryDirectory(prefix="trtkit-") as removed, engine.kept_builder():
         folder = Path(work or removed)
         folder.mkdir(parents=True, exist_ok=True)
-        for step in steps or STEPS:
-            try:
-                body[step] = STEPS[step](folder, level, jobs)
-            except (BackendError, ValueError, OSError) as e:
-                failed[step] = str(e)
-            recorded.write(out, {**body, "provenance": recorded.provenance(COMMAND)})
-    if failed:
-        raise BackendError(f"{out.name} lacks {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
+        record_steps.run(out, steps or STEPS, lambda step: STEPS[step](folder, level, jobs),
+                         lambda: {"provenance": recorded.provenance(COMMAND)})
 
 
-def recorded_step(step: str, folder: Path = recorded.RESULTS) -> dict:
-    """What `record` wrote of a step of `STEPS`, with "caption": where it was measured; {} where nobody recorded it."""
-    if not (Path(folder) / FILE).is_file():
-        return {}
-    body = recorded.load(FILE, folder)
-    return {**body[step], "caption": recorded.caption(body)} if step in body else {}
+recorded_step = partial(recorded.step, FILE)        # (step of `STEPS`, folder)
 
 
 def sparse_layers(layers: Sequence[Mapping]) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from trtkit import (
     half,
     inspector,
     qdq,
+    record_steps,
     recorded,
     small_net,
     weights,
@@ -131,37 +133,24 @@ def record(out: Path, steps: Sequence[str] = (), *, images: int = IMAGES) -> Non
         ValueError: an unknown step.
         BackendError: no TensorRT or no GPU; or a step failed, after the others were done.
     """
-    if unknown := set(steps) - STEPS.keys():
-        raise ValueError(f"steps: got {sorted(unknown)}, expected some of {list(STEPS)}")
-    if why := engine.available()["trt"]:
-        raise BackendError(why)
-    out, failed = Path(out), {}
-    body = recorded.load(out.name, out.parent) if out.is_file() else {}
-    body |= {"provenance": recorded.provenance(COMMAND), "images": images}
+    record_steps.check(steps, STEPS)
+    about = {"provenance": recorded.provenance(COMMAND), "images": images}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trtkit-")))
         found = histograms(folder, images)
         graphs = write_graphs(folder, calib.ranges(found, "max"))
         builder = stack.enter_context(ExitStack())
         builder.enter_context(engine.kept_builder())
-        for step in (s for s in STEPS if s in steps or not steps):
+
+        def measure(step: str) -> dict:
             if step == "timing_cache":
                 builder.close()             # where a build's time is the result, each begins with nothing loaded
-            try:
-                body[step] = STEPS[step](graphs, found)
-            except (BackendError, ValueError, OSError) as e:
-                failed[step] = str(e)
-            recorded.write(out, body)
-    if failed:
-        raise BackendError(f"{out.name} lacks {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
+            return STEPS[step](graphs, found)
+
+        record_steps.run(out, [s for s in STEPS if s in steps or not steps], measure, lambda: about)
 
 
-def recorded_step(step: str, folder: Path = recorded.RESULTS) -> dict:
-    """What `record` wrote of a step of `STEPS`, with "caption": where it was measured; {} where nobody recorded it."""
-    if not (Path(folder) / FILE).is_file():
-        return {}
-    body = recorded.load(FILE, folder)
-    return {**body[step], "caption": recorded.caption(body)} if step in body else {}
+recorded_step = partial(recorded.step, FILE)        # (step of `STEPS`, folder)
 
 
 def _engines(graphs: Mapping[str, Path], found: calib.Calibration) -> dict:

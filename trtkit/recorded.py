@@ -124,6 +124,20 @@ def load(name: str, folder: Path = RESULTS) -> dict:
     return body
 
 
+def step(name: str, part: str, folder: Path = RESULTS) -> dict:
+    """A part of a results file, with "caption": where it was measured; {} where nobody recorded it.
+
+    Args:
+        name: of the file, such as "h100_lesson07.json".
+        part: a key of it, whose value is an object.
+        folder: of the file.
+    """
+    if not (Path(folder) / name).is_file():
+        return {}
+    body = load(name, folder)
+    return {**body[part], "caption": caption(body)} if part in body else {}
+
+
 def caption(body: dict) -> str:
     """One line for beside a table or picture.
 

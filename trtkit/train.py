@@ -8,7 +8,6 @@ Source: Redmon and Farhadi 2018, section 2.1; Zheng et al. 2020, "Distance-IoU L
 """
 
 import copy
-import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from torch import nn
 from trtkit.data import TrainingSet
 from trtkit.distill import distillation_loss
 from trtkit.files import replacing
-from trtkit.models import YOLOv3
+from trtkit.models import YOLOv3, fingerprint
 from trtkit.progress import bar
 from trtkit.yolo import ANCHORS, STRIDES
 
@@ -85,7 +84,7 @@ def fit(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(device, memory_format=torch.channels_last).train()
     average = copy.deepcopy(model)              # not a network of its width anew: a pruned one has other channels
-    made_for = {"config": asdict(config), "teacher": _fingerprint(teacher)}
+    made_for = {"config": asdict(config), "teacher": fingerprint(teacher)[:16] if teacher is not None else ""}
     if teacher is not None:
         teacher = copy.deepcopy(teacher).to(device, memory_format=torch.channels_last).eval()
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), config.lr, fused=True)
@@ -273,16 +272,6 @@ def _named_state(model: YOLOv3, average: YOLOv3, optimizer: torch.optim.Optimize
     for i, slots in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{i}.{slot}": v for slot, v in slots.items()}
     return state
-
-
-def _fingerprint(teacher: nn.Module | None) -> str:
-    """Hash of a network's numbers, "" of none: a run that goes on must go on with the same teacher."""
-    if teacher is None:
-        return ""
-    digest = hashlib.sha256()
-    for name, value in teacher.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _save_checkpoint(path: Path, step: int, made_for: dict, model, average, optimizer) -> None:

@@ -193,17 +193,8 @@ def cpu_int8(args: argparse.Namespace) -> dict:
             runners[f"{name} {kind}"] = engine.load(engine.build(path, config, backend="ort"))
             facts[f"{name} {kind}"] = {"parameters": parameters(model), "mib": round(path.stat().st_size / 2**20, 2)}
 
-    def timed(runner) -> Callable[[int], list[float]]:
-        def times_ms(n: int) -> list[float]:
-            found = []
-            for _ in range(n):
-                begun = time.perf_counter()
-                runner.infer({"images": x})
-                found.append(1e3 * (time.perf_counter() - begun))
-            return found
-        return times_ms
-
-    times = bench_rounds.interleave({k: timed(r) for k, r in runners.items()}, rounds=args.rounds, turn_s=0.15)
+    contenders = {k: bench_rounds.host_timed(lambda r=r: r.infer({"images": x})) for k, r in runners.items()}
+    times = bench_rounds.interleave(contenders, rounds=args.rounds, turn_s=0.15)
     found = {k: {**bench_rounds.summary(ms), **facts[k], "label": runners[k].label} for k, ms in times.items()}
     for runner in runners.values():
         runner.close()
