@@ -25,7 +25,7 @@ _NORMS = {aten.layer_norm, aten.group_norm}
 _MOVES = {aten.cat, aten.stack, aten.clone, aten._unsafe_view, aten.pixel_shuffle, aten.pixel_unshuffle, aten.flip,
           aten.roll, aten.channel_shuffle, aten.native_channel_shuffle}
 _RESHAPES = {aten.view, aten._unsafe_view, aten.reshape, aten.unflatten}
-_UNTAGGED = {aten.hardswish, aten.hardswish_, aten.mish, aten.mish_}     # elementwise as well
+_UNTAGGED = {aten.hardswish, aten.mish, aten.leaky_relu}    # elementwise too; 2.11 tags none of them
 _SAME = {aten.to, aten._to_copy, aten.alias, aten.detach, aten.contiguous, aten.zeros_like, aten.ones_like}
 
 
@@ -39,9 +39,16 @@ def rule_of(func: torch._ops.OpOverload) -> Callable | None:
             return rule
     if op._qualified_op_name.removeprefix("aten::").removeprefix("_").startswith(_WINDOWS):
         return _window
-    if torch.Tag.pointwise in func.tags or op in _UNTAGGED:
+    if _is_pointwise(func):
         return _pointwise
     return _move if func.is_view else None
+
+
+def _is_pointwise(func: torch._ops.OpOverload) -> bool:
+    """Elementwise? An in-place form, `hardtanh_`, is what the plain one is; not all of them have its tag."""
+    name = func.overloadpacket._qualified_op_name.removeprefix("aten::").removesuffix("_")
+    plain = getattr(aten, name, func.overloadpacket)
+    return plain in _UNTAGGED or torch.Tag.pointwise in {*func.tags, *getattr(plain, func._overloadname, func).tags}
 
 
 def _layer(seen: Identities, tensor: Tensor, func: object, kinds: tuple[type, ...]) -> tuple[str, nn.Module]:

@@ -1,0 +1,108 @@
+"""YOLOv3 of full width, trained on the scenes for the record, and its engines. Its weights are too big to commit.
+
+    python tests/bench/full_width.py train WEIGHTS --limit-s 540    # a GPU; as many steps as fit into the time
+    python tests/bench/full_width.py engines WEIGHTS --record       # a GPU with TensorRT: mAP and time per precision
+
+Writes datasets/results/{train,engines}_yolov3_w1_GPU.json. Nothing but rendered scenes is seen, the seed is fixed, and
+the steps that fitted are in the file: with them as --steps, the run can be made again.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from trtkit import bench_graphs, data, engine, evaluate, models, recorded, weights
+from trtkit.train import TrainConfig, fit, init_head_bias
+
+WIDTH = 1.0
+TIMED_STEPS, WARM_STEPS = 30, 10
+SCORING_S = 50              # to export, and to score 200 images on a CPU
+
+
+def network() -> models.YOLOv3:
+    """The paper's 75 convolutions, for the scenes' classes, with fresh weights."""
+    torch.manual_seed(0)
+    model = models.YOLOv3(len(data.scenes.CLASSES), WIDTH)
+    init_head_bias(model)
+    return model
+
+
+def steps_that_fit(training: data.TrainingSet, args: argparse.Namespace, left_s: float) -> int:
+    """How many steps take so many seconds: measured on some, the first of which choose kernels."""
+    config = TrainConfig(steps=TIMED_STEPS, batch=args.batch, lr=1e-5, warmup=1)
+    model = network()
+    fit(model, training, config, stop=WARM_STEPS, progress=False)
+    begun = time.perf_counter()
+    fit(model, training, config, progress=False)        # reads its loss at the end, so it waits for the GPU
+    step_s = (time.perf_counter() - begun) / TIMED_STEPS
+    spent_s = time.perf_counter() - begun + WARM_STEPS * step_s
+    return int(0.97 * (left_s - spent_s) / step_s)
+
+
+def train(args: argparse.Namespace) -> dict:
+    """Train, save, and score the weights as they are saved."""
+    start = time.perf_counter()
+    torch.backends.cudnn.benchmark = True               # every batch has the same shape
+    training = data.training_set(data.split_seeds("train", args.images), progress=False)
+    rendered_s = time.perf_counter() - start
+    steps = args.steps or steps_that_fit(training, args, args.limit_s - SCORING_S - rendered_s)
+    config = TrainConfig(steps=steps, batch=args.batch, lr=args.lr, warmup=min(200, steps // 5))
+    sys.stdout.write(f"rendered in {rendered_s:.0f} s; {config}\n")
+    sys.stdout.flush()
+    begun = time.perf_counter()
+    tuned = fit(network(), training, config, progress=False)
+    train_s = time.perf_counter() - begun
+    models.save_weights(tuned, args.weights)
+    graph = weights.to_graph(args.weights, Path(tempfile.mkdtemp(prefix="trtkit-")) / "w1.onnx")
+    with engine.load(engine.build(graph, backend="ort")) as runner:
+        accuracy = evaluate.score(runner, data.load_split("test", args.test_images, progress=False))
+        label = runner.label
+    return {"config": asdict(config), "images": args.images, "parameters": sum(p.numel() for p in tuned.parameters()),
+            "train_s": round(train_s, 1), "map50": round(accuracy.map50, 4), "map50_95": round(accuracy.map50_95, 4),
+            "per_class": {name: round(ap, 4) for name, ap in accuracy.per_class.items()}, "runner": label}
+
+
+def engines(args: argparse.Namespace) -> dict:
+    """mAP of the engines of one image, on the whole test split, and their device time in turn."""
+    from trtkit import bench_accuracy, bench_speed
+
+    folder = args.weights.parent
+    fp32 = weights.to_graph(args.weights, folder / "w1_trained_fp32.onnx")
+    config = engine.BuildConfig(batch=(1, 1, 1), optimization_level=args.level)
+    with engine.kept_builder():
+        plans = {precision: engine.build(bench_graphs.typed(fp32, precision, 0.25), config, backend="trt")
+                 for precision in bench_graphs.PRECISIONS}      # ranges of as many images as the trained quarter's
+    found = {name: dict(scored) for name, scored in bench_accuracy.mean_average_precision(plans)}
+    for name, times in bench_speed.engines(plans, 1).items():
+        found[name] |= times
+    return {"level": args.level, "by_precision": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("train", "engines"))
+    parser.add_argument("weights", type=Path, help="safetensors, 124 MB: written by train, read by engines")
+    parser.add_argument("--record", type=Path, nargs="?", const=data.DATASETS / "results", help="folder of the results")
+    parser.add_argument("--limit-s", type=float, default=540.0, help="of train, all in all")
+    parser.add_argument("--steps", type=int, help="of train; instead of as many as fit")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak of the cosine")
+    parser.add_argument("--images", type=int, default=16_000, help="of the training split, 0.5 MB of memory each")
+    parser.add_argument("--test-images", type=int, default=data.TEST_IMAGES)
+    parser.add_argument("--level", type=int, default=2, help="optimization level of the engines")
+    args = parser.parse_args()
+    made_from = recorded.provenance(f"python tests/bench/full_width.py {' '.join(sys.argv[1:])}")
+    body = (train if args.part == "train" else engines)(args)
+    sys.stdout.write(f"{body}\n")
+    if args.record:
+        gpu = made_from["gpu"].replace("NVIDIA ", "").split()[0].lower() if made_from["gpu"] else "cpu"
+        recorded.write(args.record / f"{args.part}_yolov3_w1_{gpu}.json", {"provenance": made_from, **body})
+
+
+if __name__ == "__main__":
+    main()
