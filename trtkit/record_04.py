@@ -103,10 +103,17 @@ def write_weights(kind: str, folder: Path) -> Path:
 
 
 def graph(kind: str, precision: str, folder: Path) -> Path:
-    """Write the graph of `write_weights(kind, folder)` in a precision of `bench_graphs.PRECISIONS`; its path."""
+    """Write the graph of `write_weights(kind, folder)` in a precision of `bench_graphs.PRECISIONS`, once; its path.
+
+    The whole network's is the one that `trtkit bench` measures, so both share an engine.
+    """
     file = write_weights(kind, folder)
-    fp32 = weights_module.to_graph(file, file.with_name(f"{file.stem}_fp32.onnx"))
-    return bench_graphs.typed(fp32, precision, 1.0)
+    stem = "w1" if kind == "dense" else file.stem
+    path = Path(folder) / f"{stem}_{precision}.onnx"
+    if not path.is_file():
+        fp32 = weights_module.to_graph(file, path.with_name(f"{stem}_fp32.onnx"))
+        bench_graphs.typed(fp32, precision, 1.0)
+    return path
 
 
 def _staircase(precision: str, folder: Path, level: int, jobs: int) -> dict:
