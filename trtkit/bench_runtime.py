@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +56,13 @@ def overhead(plan: Path, *, rounds: int = 10, turn_s: float = 0.3) -> dict:
     with cuda.primary_context(), engine.load(plan) as runner, _polygraphy(plan) as theirs:
         feed = {"images": x}
         outputs = runner.infer(feed)
-        with cuda.PinnedArray(x.shape, x.dtype) as pinned:
+        with ExitStack() as stack:
+            pinned = stack.enter_context(cuda.PinnedArray(x.shape, x.dtype))
             contenders = {
                 "infer": bench_rounds.host_timed(lambda: runner.infer(feed)),
                 "polygraphy": bench_rounds.host_timed(lambda: theirs.infer(feed)),
                 "stage_copy": bench_rounds.host_timed(lambda: np.copyto(pinned.array, x)),
-                "fetch_copy": bench_rounds.host_timed(lambda: {name: y.copy() for name, y in outputs.items()}),
+                "fetch_copy": _fetch_timed(outputs.values(), runner.stream, cuda, stack),
                 **{part: _device_timed(runner, cuda, i) for i, part in enumerate(("h2d", "compute", "d2h"))},
             }
             times = bench_rounds.interleave(contenders, rounds=rounds, turn_s=turn_s)
@@ -70,6 +71,27 @@ def overhead(plan: Path, *, rounds: int = 10, turn_s: float = 0.3) -> dict:
     found["overhead_us"] = round(1000 * (found["infer"]["p50_ms"] - unavoidable), 1)
     found["polygraphy_by_ours"] = round(found["polygraphy"]["p50_ms"] / found["infer"]["p50_ms"], 3)
     return found
+
+
+def _fetch_timed(outputs: Iterable[np.ndarray], stream, cuda, stack: ExitStack) -> Callable[[int], list[float]]:
+    """Host time of copying outputs out of pinned memory that the device has just written, so that no cache holds them:
+    three times that of memory which the host wrote itself."""
+    enter = stack.enter_context
+    landed = [(enter(cuda.PinnedArray(y.shape, y.dtype)), enter(cuda.DeviceBuffer(y.nbytes))) for y in outputs]
+
+    def run(n: int) -> list[float]:
+        times = []
+        for _ in range(n):
+            for pinned, buffer in landed:
+                cuda.copy_to_host(pinned.array, buffer, stream)
+            stream.synchronize()
+            start = time.perf_counter()
+            copies = [pinned.array.copy() for pinned, _ in landed]
+            times.append(1000 * (time.perf_counter() - start))
+            del copies
+        return times
+
+    return run
 
 
 def _device_timed(runner, cuda, part: int) -> Callable[[int], list[float]]:

@@ -75,7 +75,7 @@ def graphed_fp16(model: torch.nn.Module, x_nchw: torch.Tensor) -> Callable[[], o
         graph.replay()
         return heads            # keeps the graph's memory, and the module's, alive
 
-    launch.model = model
+    launch.model, launch.images = model, x      # the graph reads both where they lie: PyTorch must not free them
     return launch
 
 

@@ -34,7 +34,7 @@ ORIGINS = {
     "": "drawn by `trtkit datasets`",
     "graphs": "exported by `trtkit datasets`",
     "results": "recorded; its `command` says how",
-    "weights": "trained by `trtkit train`",
+    "weights": "trained by `trtkit train`; pruned ones by `tests/bench/prune_yolov3.py`",
 }
 MAX_OBJECTS = 24            # per training image, beyond any scene
 

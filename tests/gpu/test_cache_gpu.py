@@ -48,7 +48,7 @@ def test_damaged_plan_is_built_again_and_says_why(own_cache, graphs):
 
 
 @pytest.mark.parametrize("how", ["truncated", "text"])
-def test_damaged_plan_that_is_trusted_is_refused_and_the_process_lives(own_cache, runner, how):
+def test_damaged_plan_that_is_trusted_is_refused_and_the_process_lives(runner, own_cache, how):
     """The hash is right and trust=True: TensorRT itself must refuse, in a process of its own, since it may crash."""
     _damaged(own_cache.fp32, how)
     sidecar = cache.sidecar_path(own_cache.fp32)
