@@ -1,7 +1,7 @@
-"""What each layer of a graph costs: multiply-adds and bytes. Lesson 09.
+"""What each layer of a graph costs: multiply-adds, parameters and bytes. Lessons 01 and 09.
 
-Counted on the ONNX graph with its shapes inferred, nothing is run. A backend fuses nodes, and what stays inside a fused
-kernel moves no bytes: `by_layer` adds up nodes in that way.
+Counted on the ONNX graph with its shapes inferred, nothing is run; `cost_torch` does the same for a PyTorch module. A
+backend fuses nodes, and what stays inside a fused kernel moves no bytes: `by_layer` adds up nodes in that way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,11 @@ from trtkit import roofline
 from trtkit.wiring import attribute
 
 SMALL = 1024            # numbers; shape inference reads the values of constants (scales, shapes), which are few
+# Which input of a convolution is the kernel.
+CONVOLUTIONS = {"Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}
+PRODUCTS = {"Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"}
+# These multiply too, or hold graphs that may; better no number than one without them.
+NOT_COUNTED = {"Attention", "DeformConv", "Einsum", "GRU", "If", "Loop", "LSTM", "RNN", "Scan"}
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,10 @@ class Cost:
     Attributes:
         name: of the node or layer.
         op: operator; several are joined by "+".
-        macs: multiply-adds; only Conv, ConvTranspose, Gemm and MatMul have any.
+        macs: multiply-adds; only convolutions and matrix products have any.
         weight_bytes: of the constants that it reads.
         inputs, outputs: bytes of the tensors that it reads and writes, by name.
+        params: numbers in the constants that it reads; one that two nodes share counts at both.
     """
 
     name: str
@@ -35,11 +41,17 @@ class Cost:
     weight_bytes: int
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
+    params: int = 0
+
+    @property
+    def activation_bytes(self) -> int:
+        """What it writes."""
+        return sum(self.outputs.values())
 
     @property
     def bytes_moved(self) -> int:
         """Weights, inputs and outputs, each once."""
-        return self.weight_bytes + sum(self.inputs.values()) + sum(self.outputs.values())
+        return self.weight_bytes + sum(self.inputs.values()) + self.activation_bytes
 
     @property
     def intensity(self) -> float:
@@ -55,7 +67,7 @@ def costs(model: onnx.ModelProto, *, batch: int = 1) -> list[Cost]:
         batch: takes the place of a first dimension that has no number.
 
     Raises:
-        ValueError: the shape of a tensor is not known (named).
+        ValueError: the shape of a tensor is not known (named), or an operator of `NOT_COUNTED`.
     """
     constants = {i.name for i in model.graph.initializer}
     constants |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
@@ -81,6 +93,7 @@ def costs(model: onnx.ModelProto, *, batch: int = 1) -> list[Cost]:
             weight_bytes=sum(n_bytes(name) for name in read if name in constants),
             inputs={name: n_bytes(name) for name in read if name not in constants},
             outputs={name: n_bytes(name) for name in written},
+            params=sum(int(np.prod(types[name][0], dtype=np.int64)) for name in read if name in constants),
         ))
     return found
 
@@ -102,6 +115,7 @@ def fused(parts: Sequence[Cost], name: str, kept: set[str]) -> Cost:
         weight_bytes=sum(part.weight_bytes for part in parts),
         inputs={tensor: n for tensor, n in read.items() if tensor not in written},
         outputs={tensor: n for tensor, n in written.items() if tensor in kept or tensor not in read},
+        params=sum(part.params for part in parts),
     )
 
 
@@ -140,14 +154,18 @@ def by_layer(parts: Sequence[Cost], layers: Mapping[str, Sequence[str]]) -> dict
 
 
 def _macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    if node.op_type in ("Conv", "ConvTranspose"):
-        x, w, y = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
+    if node.op_type in NOT_COUNTED:
+        raise ValueError(f"node {node.name!r}: got {node.op_type}, expected convolutions and matrix products; the "
+                         f"multiply-adds of {node.op_type} are not counted here: cost_torch counts the PyTorch module")
+    if node.op_type in CONVOLUTIONS:
+        x, w, y = (shapes[name] for name in (node.input[0], node.input[CONVOLUTIONS[node.op_type]], node.output[0]))
         groups = attribute(node, "group", 1)
         # A transposed convolution reads every input number once per kernel element; a convolution writes so.
-        pixels, c_in, c_out = (y, w[1] * groups, w[0]) if node.op_type == "Conv" else (x, w[0], w[1] * groups)
+        transposed = node.op_type == "ConvTranspose"
+        pixels, c_in, c_out = (x, w[0], w[1] * groups) if transposed else (y, w[1] * groups, w[0])
         return roofline.conv_macs(c_in, c_out, (int(np.prod(w[2:])), 1), (int(np.prod(pixels[2:])), 1),
                                   batch=x[0], groups=groups)
-    if node.op_type in ("Gemm", "MatMul"):
+    if node.op_type in PRODUCTS:
         a, y = shapes[node.input[0]], shapes[node.output[0]]
         k = a[0] if node.op_type == "Gemm" and attribute(node, "transA", 0) else a[-1]
         return roofline.matmul_macs(int(np.prod(y)), k, 1)

@@ -12,8 +12,6 @@ meta device: shapes without numbers, a tenth of a second for any network of the 
 Source: the dependency graph of Fang et al. 2023, "DepGraph: Towards Any Structural Pruning", section 3.
 """
 
-import copy
-
 try:
     import torch
     from torch import Tensor, nn
@@ -22,10 +20,11 @@ except ModuleNotFoundError as e:
         "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
     ) from e
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from trtkit.coupling_ids import Identities
 from trtkit.coupling_rules import rule_of
+from trtkit.meta import inputs_on_meta, on_meta
 
 INPUT, OUTPUT = "input of the network", "output of the network"
 _NUMBERS = {getattr(torch.ops.aten, name) for name in
@@ -73,15 +72,13 @@ def trace(model: nn.Module, example: Tensor | tuple) -> Identities:
         ValueError: a module that cannot be traced (its forward depends on numbers, or fails), tied weights, an operator
             on channels that has no rule, outputs that are not tensors in tuples, lists or dicts. Each names the layer.
     """
-    copied = _on_meta(model)
+    _check_untied(model)
+    copied = on_meta(model)
     seen = Identities(copied)
     for name, module in seen.modules.items():
         module.register_forward_pre_hook(lambda *_, name=name: setattr(seen, "where", [*seen.where, name]))
         module.register_forward_hook(lambda *_: setattr(seen, "where", seen.where[:-1]))
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    inputs = tree_map_only(
-        Tensor, lambda t: torch.empty(t.shape, device="meta", dtype=dtype if t.is_floating_point() else t.dtype),
-        example if isinstance(example, tuple) else (example,))
+    inputs = inputs_on_meta(model, example)
     for x in tree_leaves(inputs):
         if isinstance(x, Tensor) and x.dim() > 1 and x.is_floating_point():
             seen.put(x, seen.constant(x.shape, 1, INPUT), branch=-1)
@@ -102,8 +99,7 @@ def trace(model: nn.Module, example: Tensor | tuple) -> Identities:
     return seen
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers have shapes and no numbers."""
+def _check_untied(model: nn.Module) -> None:
     owners = {}
     for name, module in model.named_modules():
         for key, p in module.named_parameters(recurse=False):
@@ -112,8 +108,3 @@ def _on_meta(model: nn.Module) -> nn.Module:
                                  "to have its own; pruning one would cut the other. Give one a copy: "
                                  f"{name}.{key} = nn.Parameter({name}.{key}.detach().clone())")
             owners[id(p)] = f"{name}.{key}".lstrip(".")
-    memo = {}
-    for t in [*model.parameters(), *model.buffers()]:
-        empty = torch.empty_like(t, device="meta")
-        memo[id(t)] = nn.Parameter(empty, requires_grad=False) if isinstance(t, nn.Parameter) else empty
-    return copy.deepcopy(model, memo).eval()

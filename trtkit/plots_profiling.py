@@ -1,4 +1,4 @@
-"""Pictures of lesson 09: times of runs, times of layers, and what a device could do at best."""
+"""Pictures of lessons 01 and 09: times of runs, times of layers, and what a device could do at best."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,8 @@ PART_COLORS = {"stage": "#E69F00", "h2d": "#56B4E9", "compute": "#0072B2", "d2h"
 FEW = 20                    # runs; below it every one can be seen, and a median says little
 
 
-def _finish(figure: plt.Figure) -> None:
+def finish(figure: plt.Figure) -> None:
+    """Show a figure without the frame's upper and right edge, and forget it."""
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
     plt.show()
@@ -38,12 +39,12 @@ def runs(series: Mapping[str, Sequence[float]]) -> None:
             ax.text(1, np.median(ms), f"median {np.median(ms):.3g} ms", transform=ax.get_yaxis_transform(), ha="right",
                     va="bottom", fontsize=9)
         ax.set(title=title, xlabel="run", yscale="log")
-        _few_decimals(ax.yaxis)
+        few_decimals(ax.yaxis)
     axes[0, 0].set_ylabel("ms")
-    _finish(figure)
+    finish(figure)
 
 
-def _few_decimals(axis) -> None:
+def few_decimals(axis) -> None:
     """Plain numbers also where less than a decade is shown."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -66,7 +67,7 @@ def distribution(ms: Sequence[float], marks: Mapping[str, float], title: str = "
         ax.axvline(x, color=color, lw=2, label=f"{name} {x:.1f} ms")
     ax.set(xlabel="ms", ylabel="runs", title=title)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    _finish(figure)
+    finish(figure)
 
 
 def lanes(timelines: Mapping[str, Sequence[tuple[float, float, float]]]) -> None:
@@ -91,7 +92,7 @@ def lanes(timelines: Mapping[str, Sequence[tuple[float, float, float]]]) -> None
         ax.set_ylim(-0.5, 1.9)
         ax.set_title(title, fontsize=10, loc="left")
     axes[-1, 0].set_xlabel("ms")
-    _finish(figure)
+    finish(figure)
 
 
 def part_bars(engines: Mapping[str, Mapping[str, float]]) -> None:
@@ -115,7 +116,7 @@ def part_bars(engines: Mapping[str, Mapping[str, float]]) -> None:
     ax.set(xlabel="median ms, end to end")
     ax.margins(x=0.1)
     figure.legend(ncols=len(PART_COLORS), frameon=False, loc="outside lower center")
-    _finish(figure)
+    finish(figure)
 
 
 def host_and_gpu(batches: Sequence[Mapping]) -> None:
@@ -134,7 +135,7 @@ def host_and_gpu(batches: Sequence[Mapping]) -> None:
         ax.set_xticks(sorted({r["batch"] for r in batches}))
     axes[0].set_ylabel("median ms")
     axes[0].legend(frameon=False)
-    _finish(figure)
+    finish(figure)
 
 
 def roofline(layers: Mapping[str, pd.DataFrame], device: Device, precision: str = "fp32") -> None:
@@ -161,9 +162,9 @@ def roofline(layers: Mapping[str, pd.DataFrame], device: Device, precision: str 
         ax.plot(shown["intensity"], shown["tflops"], marker, color=color, ms=5, alpha=0.7, label=title, ls="")
     ax.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s", title=device.name)
     if ax.get_ylim()[1] < 100 * ax.get_ylim()[0]:
-        _few_decimals(ax.yaxis)
+        few_decimals(ax.yaxis)
     ax.legend(frameon=False, loc="lower right")
-    _finish(figure)
+    finish(figure)
 
 
 def layer_bars(measured_ms: Sequence[float], predicted_ms: Sequence[float], title: str = "") -> None:
@@ -174,4 +175,4 @@ def layer_bars(measured_ms: Sequence[float], predicted_ms: Sequence[float], titl
     ax.step(x, predicted_ms, where="mid", color=FP32_COLOR, lw=1.5, label="roofline: at least")
     ax.set(xlabel="layer, in the order of execution", ylabel="ms", title=title)
     ax.legend(frameon=False)
-    _finish(figure)
+    finish(figure)

@@ -1,4 +1,4 @@
-"""What could this device do at best? Lesson 09.
+"""What could this device do at best? Lessons 01 and 09.
 
 A layer needs its multiply-adds and its bytes; a device has a peak and a bandwidth. The slower of the two decides:
     t >= max(2 * macs / peak, bytes / bandwidth)
@@ -9,50 +9,15 @@ Source: Williams, Waterman and Patterson 2009, "Roofline: an insightful visual p
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from trtkit.devices import DEVICES, Device, find
 
-@dataclass(frozen=True)
-class Device:
-    """What a device can do at best.
-
-    Attributes:
-        name: as it is shown.
-        peak_tflops: 10^12 floating-point (or integer) operations a second by type, "fp32", "fp16", "int8" and so on;
-            a multiply-add is two. Dense: data sheets that count structured sparsity print the double.
-        bandwidth_gb_per_s: of its main memory, 10^9 bytes a second, reads and writes together.
-    """
-
-    name: str
-    peak_tflops: Mapping[str, float]
-    bandwidth_gb_per_s: float
-
-    def ridge(self, precision: str = "fp32") -> float:
-        """Operations per byte at which compute and memory take equally long: layers below it wait for memory."""
-        return 1000 * _peak(self, precision) / self.bandwidth_gb_per_s
-
-
-# By the name that CUDA and NVML give. NVIDIA's data sheets of H100 SXM5 and H200 SXM, tensor-core figures without
-# sparsity; "fp32" is the CUDA cores' figure, "tf32" what TensorRT uses for FP32 tensors unless told otherwise.
-_HOPPER_TFLOPS = {"fp32": 67.0, "tf32": 494.7, "fp16": 989.4, "bf16": 989.4, "fp8": 1979.0, "int8": 1979.0}
-DEVICES = {
-    "NVIDIA H100 80GB HBM3": Device("H100 SXM", _HOPPER_TFLOPS, 3350.0),
-    "NVIDIA H200": Device("H200 SXM", _HOPPER_TFLOPS, 4800.0),
-}
-
-
-def find(label: str) -> Device | None:
-    """The data sheet of a runner's device; None for one that `DEVICES` lacks (also a slice of a card that it has).
-
-    Args:
-        label: an `engine.Runner`'s, "tensorrt 8.6.1 · NVIDIA H100 80GB HBM3".
-    """
-    return DEVICES.get(label.rpartition(" · ")[2])
+__all__ = ["DEVICES", "Device", "attainable_ms", "conv_macs", "find", "matmul_macs", "measured_cpu"]
 
 
 def attainable_ms(macs: float, bytes_moved: float, device: Device, precision: str = "fp32") -> float:
@@ -72,14 +37,8 @@ def attainable_ms(macs: float, bytes_moved: float, device: Device, precision: st
     """
     if macs < 0 or bytes_moved < 0:
         raise ValueError(f"work: got {macs} multiply-adds and {bytes_moved} bytes, expected at least 0 of each")
-    compute_ms = 2 * macs / (_peak(device, precision) * 1e9)
+    compute_ms = 2 * macs / (device.peak(precision) * 1e9)
     return max(compute_ms, bytes_moved / (device.bandwidth_gb_per_s * 1e6))
-
-
-def _peak(device: Device, precision: str) -> float:
-    if precision not in device.peak_tflops:
-        raise ValueError(f"precision: got {precision!r}, expected one of {sorted(device.peak_tflops)} on {device.name}")
-    return device.peak_tflops[precision]
 
 
 def conv_macs(
@@ -97,7 +56,7 @@ def matmul_macs(m: int, k: int, n: int, *, batch: int = 1) -> int:
     return batch * m * k * n
 
 
-def measured_cpu(*, size: int = 512, copy_mib: int = 64, turns: int = 12) -> Device:
+def measured_cpu(*, size: int | None = None, copy_mib: int | None = None, turns: int = 12) -> Device:
     """This machine's CPU, with a peak and a bandwidth that it has reached: the best of several runs of each.
 
     The peak comes from NumPy's float32 matrix product, whose BLAS uses all cores. The bandwidth comes from copying an
@@ -105,14 +64,15 @@ def measured_cpu(*, size: int = 512, copy_mib: int = 64, turns: int = 12) -> Dev
     half as much again, since a line is read before it is overwritten.)
 
     Args:
-        size: of the square matrices.
-        copy_mib: of the array that is copied.
+        size: of the square matrices; None lets it grow with the cores, see `work_for`.
+        copy_mib: of the array that is copied; likewise.
         turns: of ten products and five copies each, about a second in all; the best of all counts, since what disturbs
             a run only makes it slower. Short runs at different times, so that some meet no other process.
     """
+    cores = len(os.sched_getaffinity(0))
+    size, copy_mib = (given or fitting for given, fitting in zip((size, copy_mib), work_for(cores), strict=True))
     a = np.ones((size, size), np.float32)
     product = np.empty_like(a)
-    cores = len(os.sched_getaffinity(0))
     source = np.ones((cores, copy_mib * 2**20 // 4 // cores), np.float32)
     target = np.empty_like(source)
     matmul_ms = copy_ms = float("inf")
@@ -126,6 +86,15 @@ def measured_cpu(*, size: int = 512, copy_mib: int = 64, turns: int = 12) -> Dev
         peak_tflops={"fp32": 2 * matmul_macs(size, size, size) / matmul_ms / 1e9},
         bandwidth_gb_per_s=2 * source.nbytes / copy_ms / 1e6,
     )
+
+
+def work_for(cores: int) -> tuple[int, int]:
+    """Size of the matrices, and MiB of the array to copy, that keep so many cores busy for a millisecond or more.
+
+    A product of two 512x512 matrices lasts 2 ms on two cores; on 16 the threads would wait for each other longer than
+    they compute, and layers come out far below such a roof. Work per core stays: size^3 grows with the cores.
+    """
+    return 64 * round(8 * (cores / 2) ** (1 / 3) + 0.49), min(32 * max(cores, 2), 512)
 
 
 def _best_ms(run: Callable[[], object], repeats: int) -> float:
