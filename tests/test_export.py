@@ -79,14 +79,14 @@ class _Raises(nn.Module):
         raise RuntimeError("half way")
 
 
-@pytest.mark.parametrize(("model", "error"), [(_BatchNormFirst(), ValueError), (_Raises(), RuntimeError)])
+@pytest.mark.parametrize(("model", "error"), [(_BatchNormFirst(), "BatchNormalization"), (_Raises(), "half way")])
 def test_a_failed_export_leaves_nothing_behind_and_keeps_the_old_graph(tmp_path, model, error):
     path = tmp_path / "m.onnx"
-    with pytest.raises(error):
+    with pytest.raises(ValueError, match=error):
         export.export_onnx(model, path, size=32, output_names=("y",))
     assert list(tmp_path.iterdir()) == []
     path.write_bytes(b"the last good one")
-    with pytest.raises(error):
+    with pytest.raises(ValueError, match=error):
         export.export_onnx(model, path, size=32, output_names=("y",))
     assert path.read_bytes() == b"the last good one"
 
@@ -100,6 +100,41 @@ def test_exporting_does_not_change_the_modules_mode(tmp_path):
     model = conv_bn_leaky(3, 4, 3).train()
     export.export_onnx(model, tmp_path / "new" / "m.onnx", size=32, output_names=("y",))
     assert model.training and (tmp_path / "new" / "m.onnx").is_file()
+
+
+@pytest.mark.parametrize(("channels", "size", "batch"), [(1, (8, 12), 0), (4, 5, 0), (5, (7, 3), 3)])
+def test_any_number_of_channels_any_height_and_width_open_or_fixed_batch(tmp_path, rng, channels, size, batch):
+    torch.manual_seed(0)
+    model = randomize_batchnorm(conv_bn_leaky(channels, 6, 3))
+    path = export.export_onnx(model, tmp_path / "m.onnx", size=size, channels=channels, batch=batch,
+                              output_names=("y",))
+    height, width = size if isinstance(size, tuple) else (size, size)
+    with engine.load(engine.build(path, backend="ort")) as r:
+        assert r.inputs["images"].shape == (batch or "batch", channels, height, width)
+        assert r.outputs["y"].shape == (batch or "batch", 6, height, width)
+        for n in (batch,) if batch else (1, 2, 5):
+            x = rng.random((n, channels, height, width), dtype=np.float32)
+            assert export.max_abs_diff(r, model, x) < 1e-5
+
+
+@pytest.mark.parametrize("wrong", [{"channels": 0}, {"size": 0}, {"size": (32, 0)}, {"batch": -1}])
+def test_sizes_below_one_are_refused(tmp_path, wrong):
+    with pytest.raises(ValueError, match="images: got batch="):
+        export.export_onnx(nn.Conv2d(3, 2, 1), tmp_path / "m.onnx", **{"size": 32, "output_names": ("y",), **wrong})
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_batchnorm_stays_on_request(tmp_path, rng, exporter):
+    torch.manual_seed(0)
+    model = randomize_batchnorm(nn.Sequential(conv_bn_leaky(3, 4, 3), conv_bn_leaky(4, 4, 3)))
+    operators = {}
+    for keep in (False, True):
+        path = export.export_onnx(model, tmp_path / f"{keep}.onnx", size=8, output_names=("y",), exporter=exporter,
+                                  keep_batchnorm=keep)
+        operators[keep] = [n.op_type for n in onnx.load(path).graph.node].count("BatchNormalization")
+        with engine.load(engine.build(path, backend="ort")) as r:
+            assert export.max_abs_diff(r, model, rng.random((3, 3, 8, 8), dtype=np.float32)) < 1e-5
+    assert operators == {False: 0, True: 2}
 
 
 class _FakeRunner:

@@ -8,11 +8,9 @@ Repository.
 """
 
 import copy
-import warnings
 from pathlib import Path
 
 import numpy as np
-import onnx
 from sklearn.datasets import load_digits
 
 try:
@@ -24,10 +22,8 @@ except ModuleNotFoundError as e:
         "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
     ) from e
 
-from trtkit.export import OPSET, fold_batchnorm
-from trtkit.files import replacing
+from trtkit.export import export_onnx
 from trtkit.progress import bar
-from trtkit.wiring import fold_identities
 
 CLASSES = 10
 SIDE = 8                    # pixels
@@ -179,15 +175,4 @@ def to_graph(model: nn.Module, path: Path, *, batch: int = 256) -> Path:
     """
     if batch < 1:
         raise ValueError(f"batch: got {batch}, expected at least 1")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")             # the exporter for opset 17 is marked legacy, see `export`
-            torch.onnx.export(fold_batchnorm(model), (torch.zeros(batch, 1, SIDE, SIDE),), str(temporary),
-                              input_names=["images"], output_names=["logits"], opset_version=OPSET, dynamo=False)
-        graph = onnx.load(temporary)
-        fold_identities(graph.graph)
-        onnx.checker.check_model(graph)
-        onnx.save(graph, temporary)
-    return path
+    return export_onnx(model, path, size=SIDE, channels=1, batch=batch, output_names=("logits",))

@@ -7,7 +7,6 @@ Graphs are written as one file (below 2 GB): ONNX refuses linked external data, 
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from trtkit.decode_graph import with_decode
+from trtkit.export_torch import OPSET, write
 from trtkit.files import replacing
 from trtkit.wiring import fold_identities
 
 if TYPE_CHECKING:           # imported where it is used: lessons without PyTorch need the rest
     from torch import nn
 
-OPSET = 17                  # the newest that TensorRT 8.6's parser reads
 OUTPUT_NAMES = ("head32", "head16", "head8")
 
 
@@ -46,46 +46,62 @@ def fold_batchnorm(model: "nn.Module") -> "nn.Module":
 
 
 def export_onnx(
-    model: "nn.Module", path: Path, *, size: int = 416, output_names: tuple[str, ...] = OUTPUT_NAMES
+    model: "nn.Module",
+    path: Path,
+    *,
+    size: int | tuple[int, int] = 416,
+    channels: int = 3,
+    batch: int = 0,
+    output_names: Sequence[str] = OUTPUT_NAMES,
+    exporter: str = "torchscript",
+    opset: int = OPSET,
+    keep_batchnorm: bool = False,
+    decode: bool = False,
 ) -> Path:
-    """Fold BatchNorm and write an ONNX graph with a dynamic batch, FP32, opset 17.
+    """Fold BatchNorm and write the ONNX graph of a network that takes images, FP32.
 
     Args:
-        model: takes one tensor (N, 3, size, size) float32, here named "images".
+        model: takes one tensor (N, channels, height, width) float32, here named "images". Exported in eval mode;
+            unchanged.
         path: of the .onnx file; written under another name first, so a failed export leaves nothing.
-        size: side of the input, pixels, a multiple of 32.
+        size: side of the input, or height and width, pixels; multiples of 32 for YOLOv3.
+        channels: of the input.
+        batch: of the input and of every output; 0 leaves it open.
         output_names: one per output tensor.
+        exporter: "torchscript" or "dynamo", see `export_torch`.
+        opset: 17 is the newest that TensorRT 8.6 reads.
+        keep_batchnorm: fold nothing, to see what others do with it.
+        decode: of a detector: also decode in the graph, with outputs "boxes" and "scores", see `decode_graph`.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: the graph still holds a BatchNormalization.
+        ValueError: a size below 1, the graph still holds a BatchNormalization, or what `export_torch.write` refuses.
+        ModuleNotFoundError: the dynamo exporter lacks a package.
     """
     import torch
 
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width, channels) < 1 or batch < 0:
+        raise ValueError(f"images: got batch={batch}, channels={channels}, size={size}, expected each at least 1, and "
+                         "batch=0 for one that stays open")
+    # Sizes 0 and 1 are special to the dynamo exporter; the other one runs the example, so a smaller one is quicker.
+    example = torch.rand(batch or (2 if exporter == "dynamo" else 1), channels, height, width, generator=torch.Generator().manual_seed(0))
+    ready = copy.deepcopy(model).eval() if keep_batchnorm else fold_batchnorm(model)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        with warnings.catch_warnings():
-            # The TorchScript exporter is marked legacy; the new one writes opset 18, which TensorRT 8.6 cannot read.
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                fold_batchnorm(model).cpu().float(),
-                (torch.zeros(1, 3, size, size),),
-                str(temporary),
-                input_names=["images"],
-                output_names=list(output_names),
-                dynamic_axes={name: {0: "batch"} for name in ("images", *output_names)},
-                opset_version=OPSET,
-                dynamo=False,
-            )
+        write(ready.cpu().float(), temporary, (example,), input_names=("images",), output_names=output_names,
+              exporter=exporter, opset=opset, dynamic_batch=not batch, keep_batchnorm=keep_batchnorm)
         graph = onnx.load(temporary)
         fold_identities(graph.graph)
+        if decode:
+            graph = with_decode(graph)
         onnx.checker.check_model(graph)
         onnx.save(graph, temporary)
         left = [n.name for n in graph.graph.node if n.op_type == "BatchNormalization"]
-        if left:
+        if left and not keep_batchnorm:
             raise ValueError(f"export: got {len(left)} BatchNormalization nodes (first {left[0]}), expected none; "
                              "put each BatchNorm2d right behind its Conv2d in one nn.Sequential")
     return path
