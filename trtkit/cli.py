@@ -1,4 +1,4 @@
-"""The command line: `trtkit demo`, `lessons`, `bench`, `doctor`, `train`, `evaluate`, `datasets`.
+"""The command line: `trtkit demo`, `lessons`, `bench`, `doctor`, `train`, `evaluate`, `datasets`, `darknet`, `fetch`.
 
 A mistake of the user's ends in one line that says what to do, and exit code 2; anything else is a defect and shows its
 traceback.
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from trtkit import causes, cli_bench, cli_lessons, lessons
+from trtkit import causes, cli_bench, cli_darknet, cli_lessons, lessons
 
 WEIGHTS_NAME = "yolov3_w025.safetensors"
 CLIP_SEED, CLIP_FRAMES, CLIP_FPS = 33, 500, 25.0
@@ -33,11 +33,16 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         if isinstance(e, ModuleNotFoundError) and e.name == "torch":
             sys.stderr.write("trtkit: this command needs PyTorch; pip install --editable '.[torch]'\n")
-        elif isinstance(e, OSError | ValueError) or type(e).__name__ == "BackendError":
+        elif isinstance(e, OSError | ValueError) or type(e).__name__ == "BackendError" or _names_its_extra(e):
             sys.stderr.write(f"trtkit: {e}\n")
         else:
             raise
         return 2
+
+
+def _names_its_extra(e: Exception) -> bool:
+    """A package of an extra is missing, and the message says how to install it."""
+    return isinstance(e, ModuleNotFoundError) and "pip install --editable" in str(e)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_lessons.add(commands)
     cli_bench.add(commands)
+    cli_darknet.add(commands)
 
     train = commands.add_parser("train", help="train the detector from scratch on rendered scenes")
     train.add_argument("out", type=Path, help=f"weights to write, for example {WEIGHTS_NAME}")
