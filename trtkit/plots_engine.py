@@ -167,8 +167,9 @@ def threshold_ratios(ratios: Mapping[str, np.ndarray], title: str) -> None:
         title: where they come from.
     """
     figure, ax = plt.subplots(figsize=(9, 3), layout="constrained")
-    for (name, ratio), color in zip(ratios.items(), (BAR_COLORS[0], BAR_COLORS[3]), strict=False):
-        ax.plot(np.sort(ratio), color=color, lw=2, label=f"{name}, {len(ratio)} tensors")
+    for i, (name, ratio) in enumerate(ratios.items()):
+        color, style = BAR_COLORS[3 * i % len(BAR_COLORS)], ("-", "--")[i % 2]
+        ax.plot(np.sort(ratio), style, color=color, lw=2, label=f"{name}, {len(ratio)} tensors")
     ax.axhline(1, color="k", lw=0.8, ls="--")
     ax.set(xlabel="tensor, sorted", ylabel="threshold / max |x|", ylim=(0, None), title=title)
     ax.legend(frameon=False, loc="lower right")

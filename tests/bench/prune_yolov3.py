@@ -5,10 +5,10 @@
 
 Writes datasets/weights/yolov3_w025_pruned{20,50}.safetensors, of the better of two fine-tunings each, and
 datasets/results/prune_yolov3_w025_GPU.json ("cpu": prune_yolov3_w025_cpu.json) after each step, so a run that is cut
-off keeps what it has, and the next one goes on with what is missing. Importance is ranked with a view to time, see
-`cost_aware`, and chosen on the calibration split; mAP is that of the test split, of the FP16 weights as they are
-stored. "control" is the whole network fine-tuned as long: its schedule had not ended, so training on alone gains
-something, which is no merit of pruning.
+off keeps what it has, and the next one goes on with what is missing. The half is also to save time, see `cost_aware`
+and `COST_EXPONENT`. Importance is chosen on the calibration split; mAP is that of the test split, of the FP16 weights
+as they are stored. "control" is the whole network fine-tuned as long: its schedule had not ended, so training on alone
+gains something, which is no merit of pruning.
 """
 
 import argparse
@@ -25,11 +25,13 @@ import onnx
 import torch
 
 from trtkit import bench_graphs, bench_rounds, data, engine, evaluate, importance, models, prune, qdq, recorded, weights
-from trtkit.train import TrainConfig, fit
+from trtkit.train import TrainConfig, fit, yolo_loss
 
 WEIGHTS = "weights/yolov3_w025.safetensors"
 REMOVED = {"pruned20": 0.2, "pruned50": 0.5}
-IMPORTANCES = ("l1", "l2", "bn_gamma")
+COST_EXPONENT = {"pruned20": 0.0, "pruned50": 1.5}      # see cost_aware; 0 takes parameters where they are missed least
+IMPORTANCES = ("l1", "l2", "bn_gamma", "taylor")
+GRADIENT_IMAGES = 64            # of the training split, for taylor
 CHOICE_IMAGES = 100             # of the calibration split
 FINE_TUNINGS = ("pruned50 distilled", "pruned20 distilled", "control", "pruned50 plain", "pruned20 plain")
 STEPS = ("before", "importance", *FINE_TUNINGS)
@@ -45,11 +47,11 @@ class Recipe:
     def __init__(self, args: argparse.Namespace):
         self.args, self.start, self.step_s = args, time.perf_counter(), args.first_step_s
         self.folder, self.work = args.record, Path(tempfile.mkdtemp(prefix="trtkit-"))
-        self.network = models.load_weights(args.weights or data.dataset_file(WEIGHTS))
+        self.network = with_gradients(models.load_weights(args.weights or data.dataset_file(WEIGHTS)))
         self.test = data.load_split("test", args.test_images, progress=False)
         self.training: data.TrainingSet | None = None
         self.settings = {key: getattr(args, key) for key in (
-            "train_steps", "batch", "lr", "images", "round_to", "cost_exponent", "test_images")}
+            "train_steps", "batch", "lr", "images", "round_to", "test_images")} | {"cost_exponent": COST_EXPONENT}
         self.results: dict = {}
 
     def left_s(self) -> float:
@@ -64,7 +66,7 @@ class Recipe:
             return {"map50": round(accuracy.map50, 4), "map50_95": round(accuracy.map50_95, 4), "runner": runner.label}
 
     def pruned(self, name: str, by: str) -> torch.nn.Module:
-        return smaller(self.network, name, by, self.args)
+        return smaller(self.network, name, by, self.args.round_to)
 
     def before(self) -> dict:
         """The network that is committed."""
@@ -137,10 +139,22 @@ def cost_aware(network: torch.nn.Module, by: str, exponent: float) -> Callable:
     return score
 
 
-def smaller(network: torch.nn.Module, name: str, by: str, args: argparse.Namespace) -> torch.nn.Module:
+def with_gradients(network: torch.nn.Module) -> torch.nn.Module:
+    """The same network after one backward pass of its loss, in eval mode: what `importance.taylor` reads."""
+    scenes = data.training_set(data.split_seeds("train", GRADIENT_IMAGES), progress=False)
+    for at in range(0, GRADIENT_IMAGES, 8):
+        x, boxes, labels = (torch.from_numpy(a[at : at + 8]) for a in (
+            scenes.images_u8, scenes.boxes_xyxy, scenes.labels))
+        yolo_loss(network(x.float() / 255), boxes, labels).backward()
+    return network
+
+
+def smaller(network: torch.nn.Module, name: str, by: str, round_to: int) -> torch.nn.Module:
     """The network without the share of its parameters that `name` stands for."""
-    return prune.prune_channels(network, torch.zeros(1, 3, 64, 64), params_removed=REMOVED[name], scope="global",
-                                round_to=args.round_to, importance=cost_aware(network, by, args.cost_exponent))
+    pruned = prune.prune_channels(network, torch.zeros(1, 3, 64, 64), params_removed=REMOVED[name], scope="global",
+                                  round_to=round_to, importance=cost_aware(network, by, COST_EXPONENT[name]))
+    pruned.zero_grad(set_to_none=True)
+    return pruned
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -177,9 +191,9 @@ def verdict(results: dict) -> dict:
 
 def cpu_int8(args: argparse.Namespace) -> dict:
     """Time of INT8 graphs on this CPU, whole and pruned, in turn. No fine-tuning: numbers do not change a kernel."""
-    network = models.load_weights(args.weights or data.dataset_file(WEIGHTS))
+    network = with_gradients(models.load_weights(args.weights or data.dataset_file(WEIGHTS)))
     work = Path(tempfile.mkdtemp(prefix="trtkit-"))
-    networks = {"whole": network} | {name: smaller(network, name, "bn_gamma", args) for name in REMOVED}
+    networks = {"whole": network} | {name: smaller(network, name, "taylor", args.round_to) for name in REMOVED}
     x = np.random.default_rng(0).random((1, 3, 416, 416), np.float32)
     runners, facts, config = {}, {}, engine.BuildConfig(threads=args.threads)
     for name, model in networks.items():
@@ -201,8 +215,8 @@ def cpu_int8(args: argparse.Namespace) -> dict:
     # Round by round: what slows this machine down for a second slows down all that had their turn in it.
     ratios = {name: round(median(median(a) / median(b) for a, b in zip(
         times[f"{name} int8"], times["whole int8"], strict=True)), 3) for name in REMOVED}
-    return {"round_to": args.round_to, "cost_exponent": args.cost_exponent,
-            "importance": "bn_gamma", "engines": found, "int8_time_of_whole": ratios}
+    return {"round_to": args.round_to, "cost_exponent": COST_EXPONENT, "importance": "taylor",
+            "engines": found, "int8_time_of_whole": ratios}
 
 
 def main() -> None:
@@ -217,7 +231,6 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=data.TEST_IMAGES)
     parser.add_argument("--size", type=int, default=416, help="of the training images, pixels")
     parser.add_argument("--round-to", type=int, default=16, help="channels that INT8 kernels of a CPU compute at once")
-    parser.add_argument("--cost-exponent", type=float, default=0.15, help="how much time counts, see cost_aware")
     parser.add_argument("--weights", type=Path, help="another network than the committed one")
     parser.add_argument("--first-step-s", type=float, default=0.1, help="guess of a training step's time, seconds")
     parser.add_argument("--rounds", type=int, default=40, help="of the step cpu")
