@@ -3,7 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtkit.evaluate import Truth, mean_average_precision
+from trtkit.engine import TensorSpec
+from trtkit.evaluate import IOU_THRS, RECALLS, SIZES, Truth, detect_all, mean_average_precision, sizes_of, truths_of
+from trtkit.scenes import Scene
 from trtkit.yolo import Detection, iou
 
 NAMES = ["car", "person"]
@@ -184,6 +186,132 @@ def test_map_equals_torchmetrics(rng):
     assert ours.map50 == pytest.approx(float(theirs["map_50"]), abs=1e-6)
     assert ours.map50_95 == pytest.approx(float(theirs["map"]), abs=1e-6)
     assert list(ours.per_class.values()) == pytest.approx(theirs["map_per_class"].tolist(), abs=1e-6)
+
+
+LARGE, MEDIUM, SMALL = [0, 0, 96, 96], [100, 0, 132, 32], [200, 0, 231, 32]
+
+
+def test_sizes_are_by_area_and_the_limit_belongs_to_the_larger_one():
+    boxes = np.array([LARGE, MEDIUM, SMALL, [0, 0, 95, 97], [0, 0, 0, 5]], np.float32)
+    assert [SIZES[i] for i in sizes_of(boxes)] == ["large", "medium", "small", "medium", "small"]
+
+
+def test_a_miss_costs_its_own_size_alone():
+    larger = [0, 0, 97, 97]             # 96 * 96 exactly would be in both sizes: pycocotools' ranges share their limits
+    truth = _truth([larger, [100, 0, 140, 40], SMALL])
+    accuracy = mean_average_precision([_found([larger, SMALL])], [truth], NAMES)
+    assert accuracy.per_size == pytest.approx({"small": 1, "medium": 0, "large": 1})
+    assert accuracy.ap("car", size="medium") == 0 and accuracy.ap("car", size="small") == pytest.approx(1)
+    assert np.isnan(accuracy.ap("person")) and np.isnan(accuracy.ap("person", size="small"))
+    only_large = mean_average_precision([_found([larger])], [_truth([larger])], NAMES)
+    assert list(only_large.per_size) == ["large"]
+
+
+def test_curve_is_the_highest_precision_at_this_recall_or_beyond():
+    accuracy = mean_average_precision([_found([A, C, B], [0.9, 0.8, 0.7])], [_truth([A, B])], NAMES)
+    expected = np.where(np.linspace(0, 1, 101) <= 0.5, 1, 2 / 3)
+    assert accuracy.curve("car") == pytest.approx(expected) and RECALLS.tolist() == pytest.approx(np.arange(101) / 100)
+    assert accuracy.ap("car", iou_thr=0.5) == pytest.approx(expected.mean()) == accuracy.map50
+
+
+@settings(max_examples=30)
+@given(_scenes())
+def test_ap_takes_the_figures_apart(scenes):
+    accuracy = mean_average_precision(*scenes, NAMES)
+    assert accuracy.ap() == pytest.approx(accuracy.map50_95)
+    assert accuracy.ap(iou_thr=0.5) == pytest.approx(accuracy.map50)
+    for name, ap in accuracy.per_class.items():
+        assert accuracy.ap(name) == pytest.approx(ap)
+        assert np.mean([accuracy.curve(name, iou_thr=t).mean() for t in IOU_THRS]) == pytest.approx(ap)
+    for size, ap in accuracy.per_size.items():
+        assert accuracy.ap(size=size) == pytest.approx(ap)
+
+
+@settings(max_examples=30)
+@given(_scenes())
+def test_the_truth_as_detections_scores_one(scenes):
+    _, truths = scenes
+    told = [_found(t.boxes_xyxy, np.full(len(t.labels), 0.5), t.labels) for t in truths]
+    accuracy = mean_average_precision(told, truths, NAMES)
+    assert (accuracy.map50, accuracy.map50_95) == pytest.approx((1, 1))
+    assert all(ap == pytest.approx(1) for ap in (*accuracy.per_class.values(), *accuracy.per_size.values()))
+
+
+@settings(max_examples=30)
+@given(_scenes(), st.randoms())
+def test_the_order_of_images_does_not_matter(scenes, random):
+    detections, truths = scenes
+    order = list(range(len(truths)))
+    random.shuffle(order)
+    mixed = mean_average_precision([detections[i] for i in order], [truths[i] for i in order], NAMES)
+    accuracy = mean_average_precision(detections, truths, NAMES)
+    assert np.array_equal(mixed.precision, accuracy.precision, equal_nan=True) and mixed == accuracy
+
+
+def test_sizes_equal_torchmetrics(rng):
+    import torch
+    from torchmetrics import detection
+
+    corner = rng.uniform(0, 300, (40, 2))
+    boxes = np.concatenate([corner, corner + 15 * 10 ** rng.uniform(0, 1, (40, 2))], 1).astype(np.float32)
+    truth, found = _truth(boxes), _found(boxes + rng.normal(size=boxes.shape) * 2, rng.permutation(40) / 41)
+    metric = detection.MeanAveragePrecision()
+    metric.update([{"boxes": torch.tensor(found.boxes_xyxy), "scores": torch.tensor(found.scores),
+                    "labels": torch.tensor(found.labels)}],
+                  [{"boxes": torch.tensor(truth.boxes_xyxy), "labels": torch.tensor(truth.labels)}])   # fmt: skip
+    theirs, ours = metric.compute(), mean_average_precision([found], [truth], NAMES)
+    assert ours.per_size == pytest.approx({size: float(theirs[f"map_{size}"]) for size in SIZES}, abs=1e-6)
+
+
+def test_a_box_out_of_the_image_is_taken_as_it_is():
+    beyond = mean_average_precision([_found([[-20, 0, 20, 20]])], [_truth([A])], NAMES)          # IoU 0.5
+    assert beyond.map50 == pytest.approx(1) and beyond.map50_95 == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (_found([A], [np.nan]), r"detections\[1\].scores: got NaN"),
+        (_found([A], [np.inf]), r"detections\[1\].scores: got NaN or infinity"),
+        (_found([[0, np.nan, 1, 1]]), r"detections\[1\].boxes_xyxy: got NaN"),
+        (_found([[20, 0, 0, 20]]), r"detections\[1\].boxes_xyxy: got \[20.0, 0.0, 0.0, 20.0\], expected \(left, top"),
+        (Detection(np.zeros((1, 4), np.float32), np.zeros(2, np.float32), np.zeros(1, int)), "got boxes of shape"),
+        (Detection(np.zeros(4, np.float32), np.zeros(1, np.float32), np.zeros(1, int)), "got boxes of shape"),
+    ],
+)
+def test_bad_detections_are_refused_and_their_image_is_named(found, message):
+    with pytest.raises(ValueError, match=message):
+        mean_average_precision([NOTHING, found], [_truth([A])] * 2, NAMES)
+
+
+def test_bad_truths_are_refused():
+    with pytest.raises(ValueError, match=r"truths\[0\].boxes_xyxy: got NaN"):
+        mean_average_precision([NOTHING], [_truth([[0, 0, np.nan, 1]])], NAMES)
+
+
+def test_what_is_not_there_is_refused_by_name():
+    accuracy = mean_average_precision([_found([A])], [_truth([A])], NAMES)
+    for options, message in (({"name": "bus"}, "class: got 'bus'"), ({"size": "huge"}, "size: got 'huge'"),
+                             ({"iou_thr": 0.52}, "iou_thr: got 0.52")):
+        with pytest.raises(ValueError, match=message):
+            accuracy.ap(**options)
+        with pytest.raises(ValueError, match=message):
+            accuracy.curve(**{"name": "car", **options})
+
+
+def test_scenes_are_detected_and_told_one_by_one():
+    class Blind:
+        label, inputs = "test", {"images": TensorSpec((1, 3, 96, 96), np.dtype(np.float32))}
+
+        def infer(self, feed):
+            return {n: np.full((1, 18, n, n), -20, np.float32) for n in (3, 6, 12)}
+
+    picture = np.zeros((64, 64, 3), np.uint8)
+    boxes = np.array([[0, 0, 20, 20], [0, 0, 4, 20], [0, 0, 20, 20]], np.float32)
+    scene = Scene(picture, boxes, np.array([0, 1, 2]), np.array([1, 1, 0.1], np.float32), np.arange(3), "day")
+    assert [len(d.scores) for d in detect_all(Blind(), [scene, scene])] == [0, 0]
+    (truth,) = truths_of([scene])
+    assert truth.ignore.tolist() == [False, True, True]         # too narrow, too hidden
 
 
 def test_nothing_is_printed(capsys):

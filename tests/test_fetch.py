@@ -1,5 +1,6 @@
 """Fetching, against a server on this machine; no test needs a network."""
 
+import contextlib
 import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,10 +34,15 @@ class Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Quiet too: a client that stops reading is part of the tests."""
+
+
 @pytest.fixture
 def server(cache, monkeypatch):
     """Serves DATA under any path that `answers` does not name; `breaks` ends connections after so many bytes."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     server.requests, server.answers, server.breaks, server.ranges, server.announce = [], {}, [], True, True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -89,11 +95,14 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(server):
     assert names() == {"file.bin"}
 
 
-def test_what_has_come_is_kept_when_all_attempts_break_off(server):
+def test_what_has_come_is_kept_when_all_attempts_break_off(server, monkeypatch):
+    waits = []
+    monkeypatch.setattr(fetch, "WAIT_S", 2)
+    monkeypatch.setattr(fetch.time, "sleep", waits.append)
     server.breaks = [3_000_000] * fetch.ATTEMPTS
     with pytest.raises(ConnectionError, match=r"file\.bin: got no file of 10,240,000 bytes.*put it at"):
         get()
-    assert names() == {"file.bin.part"}
+    assert names() == {"file.bin.part"} and waits == [2, 4]     # none after the last
     kept = (fetch.folder() / "file.bin.part").stat().st_size
     assert kept > 3_000_000                                     # the attempts add up
     assert get().read_bytes() == DATA
@@ -149,6 +158,32 @@ def test_the_next_address_is_tried_after_a_page_or_an_error(server, monkeypatch)
 def test_another_file_is_refused(server, body, announce, match):
     server.answers["/file"], server.announce = (200, "application/octet-stream", body), announce
     with pytest.raises(ValueError, match=match):
+        get()
+    assert names() == set()
+
+
+def test_a_break_is_seen_without_a_length_announced(server):
+    server.announce, server.breaks = False, [5_000_000]
+    assert get().read_bytes() == DATA
+    assert len(server.requests) == 2 and server.requests[1][1].startswith("bytes=")
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(server, monkeypatch):
+    def blocks():
+        yield from [b"x" * fetch.BLOCK] * 20
+        raise AssertionError("read on")
+
+    class Endless(contextlib.nullcontext):
+        status_code, headers, raise_for_status = 200, {}, staticmethod(lambda: None)
+
+        def __enter__(self):
+            return self
+
+        def iter_content(self, size):
+            return blocks()
+
+    monkeypatch.setattr(fetch.requests, "get", lambda *args, **options: Endless())
+    with pytest.raises(ValueError, match=r"more than 10,240,000 bytes"):
         get()
     assert names() == set()
 

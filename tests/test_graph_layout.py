@@ -54,7 +54,7 @@ def test_pictures_return_nothing():
     net = four_convolutions(channels=4)
     assert plots_export.graphs({"a": net, "b": net}, marked=["Add"]) is None
     assert plots_export.graphs({"a": net}, notes=False) is None
-    assert plots_export.parity({"ort": {1: 1e-6, 2: 2e-6}, "other": {1: np.float64(1e-7), 2: 1e-7}}, 1e-3) is None
+    assert plots_export.parity_lines({"ort": {1: 1e-6, 2: 2e-6}, "other": {1: np.float64(1e-7), 2: 1e-7}}, 1e-3) is None
     assert plt.get_fignums() == []
 
 

@@ -39,7 +39,8 @@ def test_summary_of_the_detector(yolo_graph, small_yolo):
 
 def test_summary_counts_subgraphs_other_domains_and_every_type():
     text = """<ir_version: 8, opset_import: ["" : 17, "mine" : 3]>
-    g (float[n, 3] x, bool c) => (float[n, 3] y, float16[?, 3] h) <int8[2, 3] w = {1, 2, 3, 4, 5, 6}> {
+    g (float[n, 3] x, bool c) => (float[n, 3] y, float16[?, 3] h)
+    <int8[2, 3] w = {1, 2, 3, 4, 5, 6}, int64[2] shape = {1, 3}> {
         y = If (c) <then_branch = a () => (float[n, 3] t) { t = Relu(x) },
                     else_branch = b () => (float[n, 3] e) { e = Relu(x) }>
         k = Constant <value_float: float = 2.0> ()
@@ -49,7 +50,7 @@ def test_summary_counts_subgraphs_other_domains_and_every_type():
     found = summary(parser.parse_model(text))
     assert found.operators == {"Relu": 2, "If": 1, "mine.Thing": 1, "Cast": 1} and found.nodes == 5
     assert found.other_domains == {"mine": 3} and found.outputs["h"] == "float16 (?, 3)"
-    assert found.parameters == 6 and found.weights_mib == 6 / 2**20
+    assert found.parameters == 6 and found.weights_mib == (6 + 2 * 8) / 2**20
 
 
 def test_shapes_are_those_of_a_run(rng):

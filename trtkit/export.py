@@ -87,7 +87,8 @@ def export_onnx(
         raise ValueError(f"images: got batch={batch}, channels={channels}, size={size}, expected each at least 1, and "
                          "batch=0 for one that stays open")
     # Sizes 0 and 1 are special to the dynamo exporter; the other one runs the example, so a smaller one is quicker.
-    example = torch.rand(batch or (2 if exporter == "dynamo" else 1), channels, height, width, generator=torch.Generator().manual_seed(0))
+    rows = batch or (2 if exporter == "dynamo" else 1)
+    example = torch.rand(rows, channels, height, width, generator=torch.Generator().manual_seed(0))
     ready = copy.deepcopy(model).eval() if keep_batchnorm else fold_batchnorm(model)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

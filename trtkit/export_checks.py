@@ -90,11 +90,8 @@ def check_open(graph: onnx.ModelProto, batch: int) -> None:
     Raises:
         ValueError: an input or output that has this many rows whatever comes in.
     """
-    bare = onnx.ModelProto()
-    bare.CopyFrom(graph)
-    for value in bare.graph.output:             # the exporter writes "batch" there whatever the nodes compute
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    # The exporter writes "batch" at the outputs whatever the nodes compute; what is inferred from those goes before it.
+    inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
     stored = {i.name for i in inferred.initializer}
     for value in (*inferred.input, *inferred.output):
         first = value.type.tensor_type.shape.dim[:1]

@@ -17,7 +17,7 @@ import onnx
 
 from trtkit.export_checks import check_open, check_size, data_dependent, outputs_of
 from trtkit.files import replacing
-from trtkit.lowering import cap_ir, to_opset
+from trtkit.lowering import to_opset
 
 if TYPE_CHECKING:           # imported where it is used: lessons without PyTorch import `export`
     import torch
@@ -81,7 +81,6 @@ def write(
         export(model, temporary, tuple(example), list(input_names), list(output_names), opset, dynamic_batch,
                keep_batchnorm)
         graph = onnx.load(temporary)
-        cap_ir(graph)
         if dynamic_batch and outputs[0].ndim:
             check_open(graph, len(example[0]))
         onnx.checker.check_model(graph)

@@ -78,7 +78,7 @@ def _operators(op: str) -> tuple[str, ...]:
     return FAMILIES[_family(op)][0]
 
 
-def parity(differences: Mapping[str, Mapping[int, float]], bound: float) -> None:
+def parity_lines(differences: Mapping[str, Mapping[int, float]], bound: float) -> None:
     """Largest difference to the module's outputs by batch, one line per graph, on a logarithmic axis.
 
     Args:

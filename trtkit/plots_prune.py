@@ -6,9 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from trtkit.plots import FP32_COLOR, INT8_COLOR
+from trtkit.plots import FP32_COLOR
+from trtkit.plots_pareto import COLORS, pareto
 
-COLORS = (INT8_COLOR, FP32_COLOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+__all__ = ["coupling", "curves", "masks", "pareto", "recovery", "staircase", "widths"]
 KEPT_COLOR, GONE_COLOR = "#cfe3f3", FP32_COLOR
 GAP = 14                    # between two weights, channels
 
@@ -164,34 +165,10 @@ def staircase(ms: Mapping[str, Mapping[int, float]], step: int, *, ylabel: str =
     channels = next(iter(ms.values()))
     for x in range(step, max(channels) + 1, step) if step else ():
         ax.axvline(x + 0.5, color="#bbbbbb", lw=0.8, ls=":")
-    ax.set_xticks(list(channels), [str(c) for c in channels], fontsize=8)
+    ticks = [c for c in channels if c % 4 == 0] or list(channels)       # 32 and 33 would overlap
+    ax.set_xticks(ticks, [str(c) for c in ticks], fontsize=8)
     ax.set(xlabel="channels in and out", ylabel=ylabel, ylim=(0, None))
     ax.legend(frameon=False, loc="upper left")
-    ax.spines[["top", "right"]].set_visible(False)
-    plt.show()
-    plt.close(figure)
-
-
-def pareto(points: Mapping[str, Mapping[str, tuple[float, float, float]]], *, xlabel: str, ylabel: str) -> None:
-    """Accuracy against time, the area of a point being its size; the line joins those that none beats in both.
-
-    Args:
-        points: (ms, accuracy in [0, 1], MB) by network, by precision: a square for the first, a disc for the second.
-    """
-    figure, ax = plt.subplots(figsize=(10, 4), layout="constrained")
-    every = [point for by_precision in points.values() for point in by_precision.values()]
-    largest = max(mb for _, _, mb in every)
-    for (network, by_precision), color in zip(points.items(), COLORS, strict=False):
-        for (precision, (ms, accuracy, mb)), marker in zip(by_precision.items(), "so", strict=True):
-            ax.scatter(ms, 100 * accuracy, 500 * mb / largest + 25, color=color, marker=marker, alpha=0.7, lw=0)
-            ax.scatter([], [], 40, color=color, marker=marker, alpha=0.7, lw=0,
-                       label=f"{network}, {precision}: {mb:.2f} MB")
-    front = [(ms, 100 * accuracy) for ms, accuracy, _ in every
-             if not any(m <= ms and a >= accuracy and (m, a) != (ms, accuracy) for m, a, _ in every)]
-    ax.plot(*zip(*sorted(front), strict=True), color="#999999", lw=1, zorder=0, label="Pareto front")
-    ax.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, None))
-    ax.margins(x=0.1, y=0.15)
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     plt.show()
     plt.close(figure)

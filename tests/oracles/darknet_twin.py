@@ -1,10 +1,11 @@
 """What the C program computes from seeded weights, for tests/test_darknet.py: `darknet_twin.json` and the layer tables.
 
 Weights and input come from NumPy alone, so a test makes the same files again; kept are two hundred numbers of each
-head and, of one program, eight of every layer and what it detects. Two programs ran: darknet of Joseph Redmon at 61c9d02 (2018-09-14, the
-source package of Debian 12 without its patches) and Alexey Bochkovskiy's fork (the source in the crate darknet-sys
-0.4.0), both made with their own Makefile for one core, without CUDA and OpenCV. With `darknet_dump.c` built against
-each, and with opencv-python-headless 4.14, whose cv2.dnn reads darknet's files (5.0 does not):
+head and, of one program, eight of every layer and what it detects. Two programs ran: darknet of Joseph Redmon at
+61c9d02 (2018-09-14, the source package of Debian 12 without its patches) and Alexey Bochkovskiy's fork (the source in
+the crate darknet-sys 0.4.0), both made with their own Makefile for one core, without CUDA and OpenCV. With
+`darknet_dump.c` built against each, and with opencv-python-headless 4.14, whose cv2.dnn reads darknet's files (5.0 does
+not):
 
     python tests/oracles/darknet_twin.py redmon ./darknet_dump
     python tests/oracles/darknet_twin.py fork ./darknet_dump_fork
