@@ -1,14 +1,19 @@
-"""What the places of Q/DQ pairs cost: YOLOv3-416, width 1.0, batch 1, on a GPU, as FP16 and as INT8 in several ways.
+"""What the places of Q/DQ pairs cost: YOLOv3-416, width 1.0, on a GPU, as FP16 and as INT8 in several ways.
 
-    python tests/bench/placement.py --record        # about 4 minutes; writes datasets/results/placement_yolov3_GPU.json
+    python tests/bench/placement.py --record                # about 4 minutes; see OUT for the file
+    python tests/bench/placement.py --record --batch 32 --level 3 --only fp16 "int8 both" "int8 convolutions alone"
 
-"int8 one pair" is the rule of TensorRT's guide for residual Adds, a pair on the shortcut alone; "int8 both" what
-`trtkit.placement` does. "with copies" keeps the Identity copies of shared biases that PyTorch's exporter writes for
-fresh weights. Builder and inspector are called directly, since `backend_trt` would refuse some of these engines.
+One engine after the other, since builders that share a GPU disturb each other's choice of kernels. "int8 convolutions
+alone" has no pair at an Add; "int8 one pair" is the rule of TensorRT's guide for residual Adds, a pair on the shortcut
+alone; "int8 both" what `trtkit.placement` does, "stem fp16" what `trtkit bench` measures. "with copies" keeps the
+Identity copies of shared biases that PyTorch's exporter writes for fresh weights. Builder and inspector are called
+directly, since `backend_trt` would refuse some of these engines.
 """
 
 import argparse
 import json
+import shlex
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,9 +28,10 @@ from trtkit import cuda, export, half, models, placement, precision, qdq, record
 from trtkit.calib import Range
 from trtkit.trt_plan import LOGGER, trt
 
-COMMAND = "python tests/bench/placement.py --record"
-LEVEL, RUNS = 2, 300
-SHAPE = (1, 3, 416, 416)
+OUT = "placement_yolov3_{gpu}{batch}.json"       # in datasets/results; batch: "_b32" and so on, "" for 1
+RUNS = 300
+ENGINES = ("fp16", "int8 one pair, with copies", "int8 both, with copies", "int8 both",
+           "int8 both, stem fp16", "int8 convolutions alone")
 
 
 def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
@@ -38,32 +44,39 @@ def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
         copies = onnx.load(export.export_onnx(model, folder / "copies.onnx"))
     folded = onnx.load(export.export_onnx(model, folder / "folded.onnx"))
 
-    def int8(graph: onnx.ModelProto, *, both: bool, copied: bool = False) -> onnx.ModelProto:
+    def int8(graph: onnx.ModelProto, *, both: bool, copied: bool = False, adds: bool = True,
+             stem: bool = True) -> onnx.ModelProto:
         table = {name: Range(-4.0, 4.0) for name in qdq.activation_names(graph)}
+        skip = [*qdq.head_convs(graph), *([] if stem else qdq.conv_names(graph)[:1])]
         with ExitStack() as stack:
             if not both:
                 stack.enter_context(patch.object(placement, "behind_activation", lambda *_: False))
+            if not adds:
+                stack.enter_context(patch.object(placement, "_shortcut", lambda *_: -1))
             if copied:
                 stack.enter_context(patch.object(qdq, "fold_identities", lambda graph: None))
-            return qdq.insert_qdq(graph, table, target="trt", skip=qdq.head_convs(graph), rest="fp16")
+            return qdq.insert_qdq(graph, table, target="trt", skip=skip, rest="fp16")
 
     return {
         "fp16": half.to_fp16(folded),
         "int8 one pair, with copies": int8(copies, both=False, copied=True),
         "int8 both, with copies": int8(copies, both=True, copied=True),
         "int8 both": int8(folded, both=True),
+        "int8 both, stem fp16": int8(folded, both=True, stem=False),
+        "int8 convolutions alone": int8(folded, both=False, adds=False),
     }
 
 
-def measured(model: onnx.ModelProto) -> dict:
+def measured(model: onnx.ModelProto, batch: int, level: int) -> dict:
     """Build and time one engine, and count its layers."""
+    shape = (batch, 3, 416, 416)
     start = time.perf_counter()
     builder = trt.Builder(LOGGER)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, LOGGER)
     assert parser.parse(model.SerializeToString())
     settings = builder.create_builder_config()
-    settings.builder_optimization_level = LEVEL
+    settings.builder_optimization_level = level
     settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     settings.set_tactic_sources(1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS)
                                 | 1 << int(trt.TacticSource.JIT_CONVOLUTIONS))
@@ -71,13 +84,13 @@ def measured(model: onnx.ModelProto) -> dict:
         if wanted:
             settings.set_flag(getattr(trt.BuilderFlag, flag))
     profile = builder.create_optimization_profile()
-    profile.set_shape("images", SHAPE, SHAPE, SHAPE)
+    profile.set_shape("images", shape, shape, shape)
     settings.add_optimization_profile(profile)
     engine = trt.Runtime(LOGGER).deserialize_cuda_engine(builder.build_serialized_network(network, settings))
     build_s = time.perf_counter() - start
     told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     layers = json.loads(told)["Layers"]
-    enqueue_ms, graph_ms = times(engine)
+    enqueue_ms, graph_ms = times(engine, shape)
     return {"build_s": round(build_s, 1), "eager_ms": enqueue_ms, "graph_ms": graph_ms, "layers": len(layers),
             "types": Counter(layer["LayerType"] for layer in layers), **convolutions(layers)}
 
@@ -89,10 +102,10 @@ def convolutions(layers: list[dict]) -> dict:
             "dynamic_biases": sum(layer.get("HasDynamicBias", 0) for layer in found)}
 
 
-def times(engine) -> tuple[float, float]:
+def times(engine, shape: tuple[int, ...]) -> tuple[float, float]:
     """Median device time of an enqueue and of a graph replay, ms."""
     context = engine.create_execution_context()
-    context.set_input_shape("images", SHAPE)
+    context.set_input_shape("images", shape)
     with cuda.Stream() as stream, cuda.Event() as begin, cuda.Event() as end, ExitStack() as stack:
         for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
             size = int(np.prod(tuple(context.get_tensor_shape(name)))) * 4
@@ -116,16 +129,22 @@ def times(engine) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="write datasets/results/placement_yolov3_GPU.json")
-    record = parser.parse_args().record
-    body = {"provenance": recorded.provenance(COMMAND), "level": LEVEL, "runs": RUNS, "engines": {}}
+    parser.add_argument("--record", type=Path, nargs="?", const=recorded.RESULTS, help="folder of the results")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--level", type=int, default=2, help="the builder's optimization level, 0 to 5")
+    parser.add_argument("--only", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="ENGINE")
+    args = parser.parse_args()
+    made_from = recorded.provenance(f"python tests/bench/placement.py {shlex.join(sys.argv[1:])}".strip())
+    body = {"provenance": made_from, "level": args.level, "batch": args.batch, "runs": RUNS, "engines": {}}
     with cuda.primary_context(), tempfile.TemporaryDirectory() as folder:
-        for name, model in graphs(Path(folder)).items():
-            body["engines"][name] = measured(model)
+        models_by_name = graphs(Path(folder))
+        for name in args.only:
+            body["engines"][name] = measured(models_by_name[name], args.batch, args.level)
             print(name, body["engines"][name], flush=True)
-            if record:
-                gpu = recorded.file_name(body["provenance"]).split("_")[0]
-                recorded.write(recorded.RESULTS / f"placement_yolov3_{gpu}.json", body)
+            if args.record:
+                gpu = recorded.file_name(made_from).split("_")[0]
+                out = OUT.format(gpu=gpu, batch=f"_b{args.batch}" if args.batch > 1 else "")
+                recorded.write(args.record / out, body)
 
 
 if __name__ == "__main__":
