@@ -35,6 +35,16 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def axes(monkeypatch) -> list:
+    """The axes of the figure that the next call would show."""
+    import matplotlib.pyplot as plt
+
+    seen = []
+    monkeypatch.setattr(plt, "show", lambda: seen.extend(plt.gcf().axes))
+    return seen
+
+
 def randomize_batchnorm(module, seed: int = 0):
     """Statistics as after a training: no mean at 0, no variance or gamma at 1, so that folding has work to do."""
     import torch

@@ -20,7 +20,7 @@ LAYERS = {
         "darknet_cfg", "darknet_layers", "darknet_nets", "darknet_weights",
         "scenes", "scene_street", "scene_backdrop", "scene_houses", "scene_place", "scene_traffic", "scene_compose",
         "scene_lens", "scene_art", "scene_parts", "scene_vehicles", "scene_people", "scene_furniture"},
-    1: {"meta", "coupling", "coupling_ids", "coupling_rules", "coupling_trace", "coupling_draw",
+    1: {"pytorch", "meta", "coupling", "coupling_ids", "coupling_rules", "coupling_trace", "coupling_draw",
         "importance", "prune", "prune_order", "prune_cut",
         "models", "channels", "train", "distill", "fake_quant", "qat", "data", "weights", "costs",
         "export", "export_torch", "export_checks", "export_keras", "operators", "lowering", "surgery", "graph_summary",

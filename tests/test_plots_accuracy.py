@@ -1,20 +1,11 @@
 """Pictures of lesson 11: what is drawn, counted in the figure."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from test_evaluate import NAMES, A, B, _found, _truth
 
 from trtkit import plots_accuracy, plots_pareto
 from trtkit.evaluate import SIZES, mean_average_precision
-
-
-@pytest.fixture
-def axes(monkeypatch):
-    """The axes of the figure that the next call would show."""
-    seen = []
-    monkeypatch.setattr(plt, "show", lambda: seen.extend(plt.gcf().axes))
-    return seen
 
 
 def test_precision_recall_draws_the_curve_and_names_its_ap(axes):

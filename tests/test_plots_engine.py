@@ -7,14 +7,6 @@ import pytest
 from trtkit import eras, plots_engine
 
 
-@pytest.fixture
-def axes(monkeypatch):
-    """The axes of the figure that the next call would show."""
-    seen = []
-    monkeypatch.setattr(plt, "show", lambda: seen.extend(plt.gcf().axes))
-    return seen
-
-
 def test_fusion_draws_every_operator_once(axes):
     counts = {"graph": {"Conv": 5, "Relu": 4, "rare": 1}, "plan": {"FusedConv": 5, "other": 2}}
     assert plots_engine.fusion(counts, named=2) is None

@@ -8,19 +8,12 @@ of them from one traced run (`coupling_trace`); there is no list of layer types 
 import difflib
 from dataclasses import dataclass
 
-try:
-    import torch
-    from torch import nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
-
 from trtkit import coupling_draw
 from trtkit.coupling_draw import Line
 from trtkit.coupling_ids import Identities
 from trtkit.coupling_rules import PER_CHANNEL
 from trtkit.coupling_trace import trace
+from trtkit.pytorch import nn, torch
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,7 @@ go into one tree of a union-find forest (Galler and Fischer 1964), whose root st
 
 from dataclasses import dataclass
 
-try:
-    import torch
-    from torch import Tensor, nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
+from trtkit.pytorch import Tensor, nn, torch
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,9 @@ meta device: shapes without numbers, a tenth of a second for any network of the 
 Source: the dependency graph of Fang et al. 2023, "DepGraph: Towards Any Structural Pruning", section 3.
 """
 
-try:
-    import torch
-    from torch import Tensor, nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
+from trtkit.pytorch import Tensor, nn, torch
+
+# isort: split
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

@@ -13,17 +13,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-try:
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
-
 from trtkit.export import export_onnx
 from trtkit.progress import bar
+from trtkit.pytorch import nn, torch
 
 CLASSES = 10
 SIDE = 8                    # pixels
@@ -60,7 +52,7 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        return F.relu(x + self.second(self.first(x)))
+        return nn.functional.relu(x + self.second(self.first(x)))
 
 
 class Digits(nn.Module):
@@ -89,7 +81,7 @@ class Digits(nn.Module):
     def forward(self, x_nchw: torch.Tensor) -> torch.Tensor:
         """See the class."""
         x = self.block2(self.down(self.block(self.stem(x_nchw))))
-        return self.out(F.relu(self.hidden(x.flatten(1))))
+        return self.out(nn.functional.relu(self.hidden(x.flatten(1))))
 
 
 def train(
@@ -122,7 +114,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for epoch in bar(range(epochs), "train", unit="epoch", show=progress):
         for pick in torch.randperm(len(x), generator=rng).split(batch):
-            loss = F.cross_entropy(trained(x[pick]), labels[pick], label_smoothing=0.05)
+            loss = nn.functional.cross_entropy(trained(x[pick]), labels[pick], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -6,16 +6,9 @@ takes out the lowest. A choice joins channels of several layers; what they are w
 
 from collections.abc import Iterator
 
-try:
-    import torch
-    from torch import Tensor, nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
-
 from trtkit.coupling import Group, Member
 from trtkit.prune_cut import cut_axes
+from trtkit.pytorch import Tensor, nn, torch
 
 
 def l1(group: Group, model: nn.Module) -> Tensor:

@@ -10,13 +10,7 @@ Left out on purpose: biases and BatchNorms, which are small and which the weight
 import copy
 from collections.abc import Mapping
 
-try:
-    import torch
-    from torch import nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
+from trtkit.pytorch import nn, torch
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SCOPES = ("layer", "global")

@@ -5,13 +5,9 @@ A forward there computes shapes alone, in a fraction of a second for any network
 
 import copy
 
-try:
-    import torch
-    from torch import Tensor, nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
+from trtkit.pytorch import Tensor, nn, torch
+
+# isort: split
 from torch.utils._pytree import tree_map_only
 
 

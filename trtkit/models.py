@@ -9,15 +9,8 @@ Modules are created in darknet's order, so weights of either layout can be read 
 import hashlib
 from pathlib import Path
 
-try:
-    import torch
-    from torch import nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
-
 from trtkit.files import replacing
+from trtkit.pytorch import nn, torch
 from trtkit.weights import ANCHORS_PER_HEAD, read_weights
 
 BLOCKS = (1, 2, 8, 8, 4)                     # residual blocks after each of the five halvings

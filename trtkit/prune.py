@@ -7,18 +7,12 @@ Three steps, each a function: `kept_channels` decides, `prune_cut.apply` cuts, `
 
 from collections.abc import Callable, Mapping, Sequence
 
-try:
-    from torch import Tensor, nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
-
 from trtkit import prune_cut
 from trtkit.coupling import Group, closest, groups
 from trtkit.importance import l1
 from trtkit.prune_cut import apply
 from trtkit.prune_order import by_count, by_parameters, by_ratio, by_uniform
+from trtkit.pytorch import Tensor, nn
 
 __all__ = ["apply", "kept_channels", "prune_channels"]
 Importance = Callable[[Group, nn.Module], Tensor]

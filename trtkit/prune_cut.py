@@ -3,16 +3,9 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 
-try:
-    import torch
-    from torch import Tensor, nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
-
 from trtkit.coupling import Group, closest, groups
 from trtkit.coupling_rules import CONVOLUTIONS
+from trtkit.pytorch import Tensor, nn, torch
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

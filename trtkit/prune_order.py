@@ -10,15 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-try:
-    from torch import Tensor, nn
-except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-        "PyTorch is not installed, and this needs it: pip install --editable '.[torch]'", name=e.name
-    ) from e
-
 from trtkit.coupling import Group
 from trtkit.prune_cut import cut_axes
+from trtkit.pytorch import Tensor, nn
 
 TOLERANCE = 0.01                # of params_removed
 _CLOSE_ENOUGH = 0.001           # nearer than this no further channel goes just to come nearer

@@ -80,10 +80,19 @@ def file_name(made_from: dict) -> str:
     if not (gpu and version):
         raise ValueError(f"provenance: got GPU {gpu!r} and TensorRT {version!r}, expected both; record where "
                          "`trtkit doctor` finds them")
-    # "NVIDIA H100 80GB HBM3" is h100, "NVIDIA A100-SXM4-80GB" a100sxm4, "NVIDIA GeForce RTX 4090" rtx4090.
-    words = re.split(r"[\s-]+", gpu)
-    model = "".join(w for w in words if not re.fullmatch(r"NVIDIA|Tesla|GeForce|\d+GB|HBM\w+", w))
-    return f"{model.lower()}_trt{''.join(version.split('.')[:3])}.json"
+    return f"{gpu_model(made_from)}_trt{''.join(version.split('.')[:3])}.json"
+
+
+def gpu_model(made_from: dict) -> str:
+    """The GPU as a file's name has it, "" without one.
+
+    "NVIDIA H100 80GB HBM3" is h100, "NVIDIA A100-SXM4-80GB" a100sxm4, "NVIDIA GeForce RTX 4090" rtx4090.
+
+    Args:
+        made_from: what `provenance` returned.
+    """
+    words = re.split(r"[\s-]+", made_from["gpu"])
+    return "".join(w for w in words if not re.fullmatch(r"NVIDIA|Tesla|GeForce|\d+GB|HBM\w+", w)).lower()
 
 
 def write(path: Path, body: dict) -> None:

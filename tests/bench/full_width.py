@@ -100,7 +100,7 @@ def main() -> None:
     body = (train if args.part == "train" else engines)(args)
     sys.stdout.write(f"{body}\n")
     if args.record:
-        gpu = made_from["gpu"].replace("NVIDIA ", "").split()[0].lower() if made_from["gpu"] else "cpu"
+        gpu = recorded.gpu_model(made_from) or "cpu"
         recorded.write(args.record / f"{args.part}_yolov3_w1_{gpu}.json", {"provenance": made_from, **body})
 
 

@@ -142,7 +142,7 @@ def main() -> None:
             body["engines"][name] = measured(models_by_name[name], args.batch, args.level)
             print(name, body["engines"][name], flush=True)
             if args.record:
-                gpu = recorded.file_name(made_from).split("_")[0]
+                gpu = recorded.gpu_model(made_from)
                 out = OUT.format(gpu=gpu, batch=f"_b{args.batch}" if args.batch > 1 else "")
                 recorded.write(args.record / out, body)
 

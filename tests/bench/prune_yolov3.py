@@ -47,7 +47,7 @@ class Recipe:
     def __init__(self, args: argparse.Namespace):
         self.args, self.start, self.step_s = args, time.perf_counter(), args.first_step_s
         self.folder, self.work = args.record, Path(tempfile.mkdtemp(prefix="trtkit-"))
-        self.network = with_gradients(models.load_weights(args.weights or data.dataset_file(WEIGHTS)))
+        self.network = models.load_weights(args.weights or data.dataset_file(WEIGHTS))
         self.test = data.load_split("test", args.test_images, progress=False)
         self.training: data.TrainingSet | None = None
         self.settings = {key: getattr(args, key) for key in (
@@ -139,18 +139,19 @@ def cost_aware(network: torch.nn.Module, by: str, exponent: float) -> Callable:
     return score
 
 
-def with_gradients(network: torch.nn.Module) -> torch.nn.Module:
-    """The same network after one backward pass of its loss, in eval mode: what `importance.taylor` reads."""
+def take_gradients(network: torch.nn.Module) -> None:
+    """One backward pass of its loss, in eval mode, kept in the network: what `importance.taylor` reads."""
     scenes = data.training_set(data.split_seeds("train", GRADIENT_IMAGES), progress=False)
     for at in range(0, GRADIENT_IMAGES, 8):
         x, boxes, labels = (torch.from_numpy(a[at : at + 8]) for a in (
             scenes.images_u8, scenes.boxes_xyxy, scenes.labels))
         yolo_loss(network(x.float() / 255), boxes, labels).backward()
-    return network
 
 
 def smaller(network: torch.nn.Module, name: str, by: str, round_to: int) -> torch.nn.Module:
     """The network without the share of its parameters that `name` stands for."""
+    if by == "taylor" and all(p.grad is None for p in network.parameters()):
+        take_gradients(network)             # once: rendering and the pass take seconds
     pruned = prune.prune_channels(network, torch.zeros(1, 3, 64, 64), params_removed=REMOVED[name], scope="global",
                                   round_to=round_to, importance=cost_aware(network, by, COST_EXPONENT[name]))
     pruned.zero_grad(set_to_none=True)
@@ -191,7 +192,7 @@ def verdict(results: dict) -> dict:
 
 def cpu_int8(args: argparse.Namespace) -> dict:
     """Time of INT8 graphs on this CPU, whole and pruned, in turn. No fine-tuning: numbers do not change a kernel."""
-    network = with_gradients(models.load_weights(args.weights or data.dataset_file(WEIGHTS)))
+    network = models.load_weights(args.weights or data.dataset_file(WEIGHTS))
     work = Path(tempfile.mkdtemp(prefix="trtkit-"))
     networks = {"whole": network} | {name: smaller(network, name, "taylor", args.round_to) for name in REMOVED}
     x = np.random.default_rng(0).random((1, 3, 416, 416), np.float32)
@@ -249,7 +250,7 @@ def main() -> None:
         keep("prune_yolov3_w025_cpu.json", body)
         return
     recipe = Recipe(args)
-    gpu = made_from["gpu"].replace("NVIDIA ", "").split()[0].lower() if made_from["gpu"] else "cpu_trained"
+    gpu = recorded.gpu_model(made_from) or "cpu_trained"
     name = f"prune_yolov3_w025_{gpu}.json"
     if args.record and (args.record / "results" / name).is_file():
         earlier = recorded.load(name, args.record / "results")
