@@ -30,6 +30,7 @@ class Script:
     build_fails: bool = False
     warnings: list[str] = field(default_factory=list)                       # of the builder
     layers: list = field(default_factory=list)                              # the inspector's JSON
+    unasked: list = field(default_factory=list)     # the same, if it differs while no layer was asked for a type
     network_flags: list[int] = field(default_factory=list)
     configs: list = field(default_factory=list)
     profiles: list[dict] = field(default_factory=list)
@@ -236,7 +237,8 @@ def _behaviour(trt, names: dict, script: Script) -> dict:
         context = self._execution_context
         if any(-1 in shape for shape in context._shapes.values()):
             return json.dumps({"Layers": [{"Name": name} for name in ("unknown shapes",)]})
-        return json.dumps({"Layers": script.layers, "Bindings": []})
+        layers = script.layers if script.halves or not script.unasked else script.unasked
+        return json.dumps({"Layers": layers, "Bindings": []})
 
     def done(function):
         def method(self, *args):

@@ -71,7 +71,7 @@ def flags_of(script: Script) -> set[str]:
 @pytest.mark.parametrize("graph", ["FP32", "FP16", "INT8"])
 def test_precision_flags_come_from_the_graph_in_8_and_from_nothing_later(build, era, graph):
     _, script, _ = build(graph)
-    asked = {"FP32": set(), "FP16": {"FP16", "PREFER_PRECISION_CONSTRAINTS"}, "INT8": {"INT8"}}[graph]
+    asked = {"FP32": set(), "FP16": {"FP16"}, "INT8": {"INT8"}}[graph]
     assert flags_of(script) == {"TF32"} | (asked if era == "8.6" else set())
 
 
@@ -88,10 +88,23 @@ def test_int8_with_fp16_around_it_allows_both(build, era):
     assert flags_of(script) == {"TF32"} | ({"INT8", "FP16"} if era == "8.6" else set())
 
 
-def test_fp16_is_asked_layer_by_layer_in_8_alone(build, era):
+def test_fp16_is_asked_layer_by_layer_only_of_a_builder_that_chose_wider(build, era):
     """Allowed by the flag alone, 8.6 left a network of four small convolutions in FP32 (H100)."""
-    _, script, _ = build("FP16")
+    _, script, _ = build("FP16", script=Script(unasked=layers("FP32") if era == "8.6" else [], layers=layers("FP16")))
     assert script.halves == (["conv"] if era == "8.6" else [])
+    preferred = ["PREFER_PRECISION_CONSTRAINTS" in {flag.name for flag in config._set_flags}
+                 for config in script.configs[:2]]
+    assert preferred == ([False, True] if era == "8.6" else [False])
+
+
+def test_fp16_needs_one_build_where_the_flag_is_enough(build):
+    _, script, _ = build("FP16")
+    assert (script.halves, len(script.configs)) == ([], 1)
+
+
+def test_without_details_fp16_is_asked_at_once_since_nothing_can_be_checked(build, era):
+    _, script, _ = build("FP16", config=BuildConfig(detailed=False))
+    assert (script.halves, len(script.configs)) == (["conv"] if era == "8.6" else [], 1)
 
 
 def test_fp16_beside_int8_is_asked_layer_by_layer_in_8_alone(build, era):

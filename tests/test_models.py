@@ -3,12 +3,13 @@ import json
 import pickle
 import struct
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trtkit.models import Residual, YOLOv3, load_weights, save_weights
+from trtkit.models import Residual, YOLOv3, load_weights, save_weights, use_relu
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +266,19 @@ def test_files_of_another_network_are_refused(saved, change, match):
     save_file(tensors, saved, metadata=meta)
     with pytest.raises(ValueError, match=match):
         load_weights(saved)
+
+
+def test_relu_comes_back_as_relu(saved, tmp_path, rng):
+    leaky = load_weights(saved)
+    model = use_relu(load_weights(saved))
+    save_weights(model, tmp_path / "relu.safetensors")
+    loaded = load_weights(tmp_path / "relu.safetensors")
+    for network, gone in ((model, nn.LeakyReLU), (loaded, nn.LeakyReLU), (leaky, nn.ReLU)):
+        assert not any(isinstance(m, gone) for m in network.modules())
+    x = torch.from_numpy(rng.random((1, 3, 64, 64), dtype=np.float32))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x))
+        assert not torch.allclose(loaded(x)[0], leaky(x)[0], rtol=1e-3)
 
 
 def test_metadata_is_kept(saved):

@@ -5,7 +5,7 @@ import pytest
 
 from trtkit import half, precision, qdq
 from trtkit.calib import Range
-from trtkit.weak_types import FLOATS, lower
+from trtkit.weak_types import FLOATS, asks, lower
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,9 @@ def test_the_argument_is_not_changed(graphs):
     before = graphs["mixed"].SerializeToString()
     lower(graphs["mixed"])
     assert graphs["mixed"].SerializeToString() == before
+
+
+def test_only_fp16_alone_is_tried_by_its_flag_first(graphs):
+    first_nothing = [asks(graphs[name], lower(graphs[name])[1])[0] == set() for name in ("mixed", "fp16", "fp32")]
+    assert first_nothing == [False, True, True]
+    assert [len(asks(graphs[name], lower(graphs[name])[1])) for name in ("mixed", "fp16", "fp32")] == [1, 2, 1]

@@ -26,13 +26,21 @@ def small(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def relu(small):
+    """The same with ReLU."""
+    path = small.with_name("relu.safetensors")
+    models.save_weights(models.use_relu(models.load_weights(small)), path)
+    return path
+
+
 def nodes(model: onnx.ModelProto) -> list[bytes]:
     return [node.SerializeToString(deterministic=True) for node in model.graph.node]
 
 
-@pytest.mark.parametrize("which", ["kit", "small"])
-def test_the_graph_is_the_one_that_pytorch_exports(which, small, tmp_path, rng):
-    path = data.dataset_file(KIT) if which == "kit" else small
+@pytest.mark.parametrize("which", ["kit", "small", "relu"])
+def test_the_graph_is_the_one_that_pytorch_exports(which, request, tmp_path, rng):
+    path = data.dataset_file(KIT) if which == "kit" else request.getfixturevalue(which)
     exported_path = export.export_onnx(models.load_weights(path), tmp_path / "exported.onnx")
     made_path = weights.to_graph(path, tmp_path / "new folder" / "made.onnx")
     made, exported = onnx.load(made_path), onnx.load(exported_path)
@@ -108,6 +116,14 @@ def test_layers_that_fit_their_file_but_not_each_other_are_refused(small, tmp_pa
     save_file(tensors, tmp_path / "other.safetensors", metadata=META)
     with pytest.raises(ValueError, match=r"stages\.0\.1\.expand\.0\.weight: got 16 output channels, expected 8"):
         weights.to_graph(tmp_path / "other.safetensors", tmp_path / "out.onnx")
+
+
+def test_another_activation_than_the_two_is_refused(small, tmp_path):
+    tensors = load_file(small)
+    save_file(tensors, tmp_path / "mish.safetensors", metadata={**META, "activation": "mish"})
+    for read in (models.load_weights, lambda path: weights.to_graph(path, tmp_path / "mish.onnx")):
+        with pytest.raises(ValueError, match="activation: got 'mish', expected 'leaky' or 'relu'"):
+            read(tmp_path / "mish.safetensors")
 
 
 @pytest.mark.parametrize("count", ["", "0", "-3", "three", "4"])

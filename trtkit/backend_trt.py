@@ -86,27 +86,32 @@ def build_here(graph: Path, plan: Path, config: BuildConfig, tell: Callable[...,
                                f"{total_mib} that are free on the GPU; take a smaller workspace, or close runners and "
                                "other notebooks' kernels")
         log = Log()
-        builder = trt.Builder(LOGGER)
         model = _read(graph)
         # Only a builder that chooses types itself needs to be asked for FP16.
         lowered, in_half = (model, set()) if _strongly_typed() else weak_types.lower(model)
-        network, parser = parse(graph, builder, log, tell, None if lowered is model else lowered)
-        settings = _settings(builder, network, model, config, tell)
-        if not _strongly_typed():
-            _ask_for_half(network, settings, in_half)
-        timing = _timing_cache(settings, config)
-        tell(phase=f"build {network.num_layers} layers")
-        blob = builder.build_serialized_network(network, settings)
-        if blob is None:
-            raise BackendError(f"{graph.name}: TensorRT {trt.__version__} built no engine: {log.said()}")
-        Path(plan).write_bytes(blob)
-        _keep_timing(timing)
-        del parser, network, settings, builder          # before the runtime: they hold device memory
-        tell(phase="check")
-        runtime, engine = deserialize(plan, log)
-        layers = inspect(engine, engine.create_execution_context())
-        del engine, runtime
-        if config.detailed and (wrong := precision.problems(model, layers)):
+        asks = weak_types.asks(model, in_half) if config.detailed else [in_half]
+        for names in asks:
+            builder = trt.Builder(LOGGER)
+            network, parser = parse(graph, builder, log, tell, None if lowered is model else lowered)
+            settings = _settings(builder, network, model, config, tell)
+            if not _strongly_typed():
+                _ask_for_half(network, settings, names)
+            timing = _timing_cache(settings, config)
+            tell(phase=f"build {network.num_layers} layers")
+            blob = builder.build_serialized_network(network, settings)
+            if blob is None:
+                raise BackendError(f"{graph.name}: TensorRT {trt.__version__} built no engine: {log.said()}")
+            Path(plan).write_bytes(blob)
+            _keep_timing(timing)
+            del parser, network, settings, builder, blob    # before the runtime: they hold memory
+            tell(phase="check")
+            runtime, engine = deserialize(plan, log)
+            layers = inspect(engine, engine.create_execution_context())
+            del engine, runtime
+            wrong = precision.problems(model, layers) if config.detailed else []
+            if not wrong:
+                break
+        if wrong:
             raise BackendError(f"{graph.name}: the engine is wider than its graph at {len(wrong)} places: "
                                f"{'; '.join(wrong[:5])}; check the Q/DQ placement with trtkit.lint. TensorRT: "
                                f"{log.said()}")

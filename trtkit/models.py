@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trtkit.files import replacing
 from trtkit.pytorch import nn, torch
-from trtkit.weights import ANCHORS_PER_HEAD, read_weights
+from trtkit.weights import ANCHORS_PER_HEAD, activation, read_weights
 
 BLOCKS = (1, 2, 8, 8, 4)                     # residual blocks after each of the five halvings
 
@@ -112,11 +112,24 @@ class YOLOv3(nn.Module):
         return out32, out16, out8
 
 
+def use_relu(model: YOLOv3) -> YOLOv3:
+    """Put ReLU in the place of every LeakyReLU, in the network itself, and return it; it must be trained on then.
+
+    Codes of 8 bits are never negative where a ReLU wrote them, so a kernel that clips its codes has done the ReLU; a
+    LeakyReLU is one more pass over the tensor, on a CPU.
+    """
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.LeakyReLU):
+                setattr(parent, name, nn.ReLU(inplace=True))
+    return model
+
+
 def save_weights(model: YOLOv3, path: Path, *, metadata: dict[str, str] | None = None) -> None:
     """Write all parameters and running statistics as FP16 safetensors, with what is needed to rebuild the network.
 
     Args:
-        model: the network; of one whose channels were pruned the metadata say so.
+        model: the network; of one whose channels were pruned, or with ReLU, the metadata say so.
         path: ends in .safetensors; written to a temporary file first, so an interrupted save leaves the old one.
         metadata: strings kept beside num_classes and width (seeds, steps, mAP).
 
@@ -132,7 +145,8 @@ def save_weights(model: YOLOv3, path: Path, *, metadata: dict[str, str] | None =
                          "the training diverged")
     whole = _on_meta(model.num_classes, model.width).state_dict()
     pruned = {"pruned": "true"} if any(v.shape != whole[k].shape for k, v in tensors.items() if k in whole) else {}
-    meta = {"num_classes": str(model.num_classes), "width": str(model.width), **pruned, **(metadata or {})}
+    relu = {"activation": "relu"} if any(isinstance(m, nn.ReLU) for m in model.modules()) else {}
+    meta = {"num_classes": str(model.num_classes), "width": str(model.width), **pruned, **relu, **(metadata or {})}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=meta)
 
@@ -156,6 +170,8 @@ def load_weights(path: Path) -> YOLOv3:
         network = _on_meta(int(meta["num_classes"]), float(meta["width"]))
     except (ValueError, OverflowError, RuntimeError) as e:
         raise ValueError(f"weights: {path.name} has metadata {meta} that makes no network ({e})") from e
+    if activation(meta) == "relu":
+        use_relu(network)
     if meta.get("pruned") == "true":
         from trtkit.channels import reshaped  # here, since it imports this module
 

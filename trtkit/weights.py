@@ -68,12 +68,14 @@ def to_graph(weights: Path, out: Path) -> Path:
         `out`.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_weights`; and tensors that do not fit the structure or each other
-            (named), or a damaged structure file.
+        FileNotFoundError, ValueError: see `read_weights` and `activation`; and tensors that do not fit the structure or
+            each other (named), or a damaged structure file.
     """
     tensors, metadata = read_weights(weights)
     model = onnx.load(dataset_file(STRUCTURE))
     graph = model.graph
+    if activation(metadata) == "relu":
+        _use_relu(graph)
     places = {i.name: i for i in graph.initializer}
     outputs = {o.name: o.type.tensor_type.shape.dim[1] for o in graph.output}
     made = {graph.input[0].name: (3, "images")}     # tensor -> its channels, and the weights that made them
@@ -114,6 +116,29 @@ def structure(model: onnx.ModelProto) -> onnx.ModelProto:
     for initializer in empty.graph.initializer:
         initializer.ClearField("raw_data")
     return empty
+
+
+def activation(metadata: dict[str, str]) -> str:
+    """What follows each BatchNorm, "leaky" or "relu": see `models.use_relu`.
+
+    Raises:
+        ValueError: another one.
+    """
+    found = metadata.get("activation", "leaky")
+    if found not in ("leaky", "relu"):
+        raise ValueError(f"weights: metadata activation: got {found!r}, expected 'leaky' or 'relu'")
+    return found
+
+
+def _use_relu(graph: onnx.GraphProto) -> None:
+    """Relu for LeakyRelu, with the names that PyTorch's exporter gives."""
+    for node in graph.node:
+        if node.op_type == "LeakyRelu":
+            node.op_type = "Relu"
+            del node.attribute[:]
+        node.name = node.name.replace("LeakyRelu", "Relu")
+        for names in (node.input, node.output):
+            names[:] = [name.replace("LeakyRelu", "Relu") for name in names]
 
 
 def _class_count(metadata: dict[str, str]) -> int:

@@ -1,14 +1,14 @@
 """YOLOv3 width 0.25 without 20 % and 50 % of its parameters: pruned, fine-tuned, scored.
 
-    python tests/bench/prune_yolov3.py --record             # on a GPU, about ten minutes; see STEPS for its parts
+    python tests/bench/prune_yolov3.py --record             # on a GPU, about 20 minutes; see STEPS for its parts
     python tests/bench/prune_yolov3.py --record --steps cpu # without training: INT8 on this CPU, whole and pruned
 
-Writes datasets/weights/yolov3_w025_pruned{20,50}.safetensors, of the better of two fine-tunings each, and
+Writes datasets/weights/yolov3_w025_NAME.safetensors for each of `VARIANTS`, of the better of its fine-tunings, and
 datasets/results/prune_yolov3_w025_GPU.json ("cpu": prune_yolov3_w025_cpu.json) after each step, so a run that is cut
-off keeps what it has, and the next one goes on with what is missing. The half is also to save time, see `cost_aware`
-and `COST_EXPONENT`. Importance is chosen on the calibration split; mAP is that of the test split, of the FP16 weights
-as they are stored. "control" is the whole network fine-tuned as long: its schedule had not ended, so training on alone
-gains something, which is no merit of pruning.
+off keeps what it has, and the next one goes on with what is missing; two GPUs share the work by --steps. Importance is
+chosen on the calibration split; mAP is that of the test split, of the FP16 weights as they are stored. "control" is
+the whole network fine-tuned as long as the one without 20 %: its schedule had not ended, so training on alone might
+gain something, which is no merit of pruning.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -28,13 +29,27 @@ from trtkit import bench_graphs, bench_rounds, data, engine, evaluate, importanc
 from trtkit.train import TrainConfig, fit, yolo_loss
 
 WEIGHTS = "weights/yolov3_w025.safetensors"
-REMOVED = {"pruned20": 0.2, "pruned50": 0.5}
-COST_EXPONENT = {"pruned20": 0.0, "pruned50": 1.5}      # see cost_aware; 0 takes parameters where they are missed least
 IMPORTANCES = ("l1", "l2", "bn_gamma", "taylor")
 GRADIENT_IMAGES = 64            # of the training split, for taylor
 CHOICE_IMAGES = 100             # of the calibration split
-FINE_TUNINGS = ("pruned50 distilled", "pruned20 distilled", "control", "pruned50 plain", "pruned20 plain")
-STEPS = ("before", "importance", *FINE_TUNINGS)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How much goes, from where (see `cost_aware`), with which activation, and how it is fine-tuned."""
+
+    removed: float              # of the parameters
+    cost_exponent: float        # 0 takes parameters where they are missed least, more where they cost time
+    train_steps: int
+    lr: float                   # peak of the cosine; more where more must be learned anew
+    relu: bool = False          # for LeakyReLU, see `models.use_relu`
+
+
+VARIANTS = {"pruned20": Variant(0.2, 0.0, 800, 1.5e-3), "pruned50": Variant(0.5, 1.5, 3000, 3e-3),
+            "pruned50relu": Variant(0.5, 2.0, 5500, 3e-3, relu=True)}
+CONTROL = "pruned20"            # the variant whose fine-tuning the whole network gets as well
+FINE_TUNINGS = ("pruned20 distilled", "control", "pruned50 distilled", "pruned50relu distilled", "pruned20 plain")
+STEPS = ("before", *(f"importance {name}" for name in VARIANTS), *FINE_TUNINGS)
 
 
 class OutOfTimeError(Exception):
@@ -50,8 +65,10 @@ class Recipe:
         self.network = models.load_weights(args.weights or data.dataset_file(WEIGHTS))
         self.test = data.load_split("test", args.test_images, progress=False)
         self.training: data.TrainingSet | None = None
-        self.settings = {key: getattr(args, key) for key in (
-            "train_steps", "batch", "lr", "images", "round_to", "test_images")} | {"cost_exponent": COST_EXPONENT}
+        self.variants = {name: replace(v, train_steps=args.train_steps or v.train_steps)
+                         for name, v in VARIANTS.items()}
+        self.settings = {key: getattr(args, key) for key in ("batch", "images", "round_to", "test_images")} | {
+            name: asdict(v) for name, v in self.variants.items()}
         self.results: dict = {}
 
     def left_s(self) -> float:
@@ -66,29 +83,28 @@ class Recipe:
             return {"map50": round(accuracy.map50, 4), "map50_95": round(accuracy.map50_95, 4), "runner": runner.label}
 
     def pruned(self, name: str, by: str) -> torch.nn.Module:
-        return smaller(self.network, name, by, self.args.round_to)
+        return smaller(self.network, self.variants[name], by, self.args.round_to)
 
     def before(self) -> dict:
         """The network that is committed."""
         return {"parameters": parameters(self.network), **self.score(self.network, self.test)}
 
-    def importance(self) -> dict:
+    def importance(self, name: str) -> dict:
         """Which importance loses least before any fine-tuning? With new statistics, since else all lose everything."""
-        scenes, found = data.load_split("calib", min(CHOICE_IMAGES, self.args.test_images), progress=False), {}
-        for name in REMOVED:
-            models_by = {by: self.pruned(name, by) for by in IMPORTANCES}
-            scores = {by: self.score(bench_graphs.settled(m), scenes) for by, m in models_by.items()}
-            best = max(scores, key=lambda by: scores[by]["map50"])
-            chosen = self.pruned(name, best)
-            found[name] = {"calib_map50_by": {by: s["map50"] for by, s in scores.items()}, "best": best,
-                           "parameters": parameters(chosen),
-                           "after_pruning": self.score(chosen, self.test)}
-        return found
+        scenes = data.load_split("calib", min(CHOICE_IMAGES, self.args.test_images), progress=False)
+        leaky = replace(self.variants[name], relu=False)        # with another activation all would be nothing
+        settled = {by: bench_graphs.settled(smaller(self.network, leaky, by, self.args.round_to)) for by in IMPORTANCES}
+        scores = {by: self.score(model, scenes)["map50"] for by, model in settled.items()}
+        best = max(scores, key=scores.get)
+        chosen = self.pruned(name, best)
+        return {"calib_map50_by": scores, "best": best, "parameters": parameters(chosen),
+                "after_pruning": self.score(chosen, self.test)}
 
     def fine_tuning(self, name: str) -> dict:
         """Train on, from the pruned network or, as a control, from the whole one."""
         which, _, how = name.partition(" ")
-        need_s = self.args.train_steps * self.step_s * (1.4 if how == "distilled" else 1.0) + 15    # 15: to score
+        variant = self.variants[CONTROL if which == "control" else which]
+        need_s = variant.train_steps * self.step_s * (1.4 if how == "distilled" else 1.0) + 15    # 15: to score
         need_s += self.args.images / 300 if self.training is None else 0                # 16 cores render 380 a second
         if self.left_s() < need_s:
             raise OutOfTimeError(f"{name} needs about {need_s:.0f} s, {self.left_s():.0f} s are left of --limit-s")
@@ -98,18 +114,20 @@ class Recipe:
         if which == "control":
             model = models.load_weights(self.args.weights or data.dataset_file(WEIGHTS))
         else:
-            if "importance" not in self.results:
-                self.results["importance"] = self.importance()
-            model = self.pruned(which, self.results["importance"][which]["best"])
-        config = TrainConfig(steps=self.args.train_steps, batch=self.args.batch, lr=self.args.lr,
-                             warmup=min(50, self.args.train_steps // 4))
+            key = f"importance {which}"
+            if key not in self.results:
+                self.results[key] = self.importance(which)
+            model = self.pruned(which, self.results[key]["best"])
+        config = TrainConfig(steps=variant.train_steps, batch=self.args.batch, lr=variant.lr,
+                             warmup=min(50, variant.train_steps // 4))
         begun = time.perf_counter()
         tuned = fit(model, self.training, config, teacher=self.network if how == "distilled" else None, progress=False)
         train_s = time.perf_counter() - begun
         self.step_s = max(self.step_s, train_s / config.steps / (1.4 if how == "distilled" else 1.0))
-        found = {"parameters": parameters(tuned), "train_s": round(train_s, 1), **self.score(tuned, self.test)}
+        found = {"parameters": parameters(tuned), "train_steps": config.steps, "train_s": round(train_s, 1),
+                 **self.score(tuned, self.test)}
         rivals = [r["map50"] for key, r in self.results.items() if key.startswith(f"{which} ")]
-        if which in REMOVED and self.folder and found["map50"] > max(rivals, default=-1.0):
+        if which in VARIANTS and self.folder and found["map50"] > max(rivals, default=-1.0):
             path = self.folder / "weights" / f"yolov3_w025_{which}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
             models.save_weights(tuned, path, metadata={"fine_tuning": how, "map50": str(found["map50"])})
@@ -148,14 +166,14 @@ def take_gradients(network: torch.nn.Module) -> None:
         yolo_loss(network(x.float() / 255), boxes, labels).backward()
 
 
-def smaller(network: torch.nn.Module, name: str, by: str, round_to: int) -> torch.nn.Module:
-    """The network without the share of its parameters that `name` stands for."""
+def smaller(network: torch.nn.Module, variant: Variant, by: str, round_to: int) -> torch.nn.Module:
+    """The network without the share of its parameters that goes, not trained."""
     if by == "taylor" and all(p.grad is None for p in network.parameters()):
         take_gradients(network)             # once: rendering and the pass take seconds
-    pruned = prune.prune_channels(network, torch.zeros(1, 3, 64, 64), params_removed=REMOVED[name], scope="global",
-                                  round_to=round_to, importance=cost_aware(network, by, COST_EXPONENT[name]))
+    pruned = prune.prune_channels(network, torch.zeros(1, 3, 64, 64), params_removed=variant.removed, scope="global",
+                                  round_to=round_to, importance=cost_aware(network, by, variant.cost_exponent))
     pruned.zero_grad(set_to_none=True)
-    return pruned
+    return models.use_relu(pruned) if variant.relu else pruned
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -169,8 +187,13 @@ def run(recipe: Recipe, names: list[str], keep: Callable[[dict], None]) -> None:
             print(f"{name}: done before", flush=True)
             continue
         try:
-            step = getattr(recipe, name, None)
-            recipe.results[name] = step() if step else recipe.fine_tuning(name)
+            first, _, variant = name.partition(" ")
+            if first == "before":
+                recipe.results[name] = recipe.before()
+            elif first == "importance":
+                recipe.results[name] = recipe.importance(variant)
+            else:
+                recipe.results[name] = recipe.fine_tuning(name)
         except OutOfTimeError as e:
             print(f"left out: {e}", flush=True)
             continue
@@ -179,14 +202,15 @@ def run(recipe: Recipe, names: list[str], keep: Callable[[dict], None]) -> None:
 
 
 def verdict(results: dict) -> dict:
-    """mAP50 points lost, against the committed network and against the control that trained on as long."""
+    """mAP50 points lost against the committed network, and what is trained as long as the control against that."""
     lost: dict = {}
-    for which in REMOVED:
-        tuned = [r["map50"] for key, r in results.items() if key.startswith(f"{which} ")]
+    for which in VARIANTS:
+        tuned = [r for key, r in results.items() if key.startswith(f"{which} ")]
         for against in ("before", "control"):
-            if tuned and against in results:
+            if tuned and against in results and tuned[0]["train_steps"] == results[against].get(
+                    "train_steps", tuned[0]["train_steps"]):
                 lost.setdefault(which, {})[f"points_lost_against_{against}"] = round(
-                    100 * (results[against]["map50"] - max(tuned)), 2)
+                    100 * (results[against]["map50"] - max(r["map50"] for r in tuned)), 2)
     return lost
 
 
@@ -194,7 +218,7 @@ def cpu_int8(args: argparse.Namespace) -> dict:
     """Time of INT8 graphs on this CPU, whole and pruned, in turn. No fine-tuning: numbers do not change a kernel."""
     network = models.load_weights(args.weights or data.dataset_file(WEIGHTS))
     work = Path(tempfile.mkdtemp(prefix="trtkit-"))
-    networks = {"whole": network} | {name: smaller(network, name, "taylor", args.round_to) for name in REMOVED}
+    networks = {"whole": network} | {name: smaller(network, v, "taylor", args.round_to) for name, v in VARIANTS.items()}
     x = np.random.default_rng(0).random((1, 3, 416, 416), np.float32)
     runners, facts, config = {}, {}, engine.BuildConfig(threads=args.threads)
     for name, model in networks.items():
@@ -215,8 +239,8 @@ def cpu_int8(args: argparse.Namespace) -> dict:
         runner.close()
     # Round by round: what slows this machine down for a second slows down all that had their turn in it.
     ratios = {name: round(median(median(a) / median(b) for a, b in zip(
-        times[f"{name} int8"], times["whole int8"], strict=True)), 3) for name in REMOVED}
-    return {"round_to": args.round_to, "cost_exponent": COST_EXPONENT, "importance": "taylor",
+        times[f"{name} int8"], times["whole int8"], strict=True)), 3) for name in VARIANTS}
+    return {"round_to": args.round_to, "variants": {n: asdict(v) for n, v in VARIANTS.items()}, "importance": "taylor",
             "engines": found, "int8_time_of_whole": ratios}
 
 
@@ -225,9 +249,8 @@ def main() -> None:
     parser.add_argument("--record", type=Path, nargs="?", const=data.DATASETS, help="write weights/ and results/ here")
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=(*STEPS, "cpu"), metavar="STEP")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no fine-tuning that would exceed it")
-    parser.add_argument("--train-steps", type=int, default=800, help="of each fine-tuning")
+    parser.add_argument("--train-steps", type=int, help="of each fine-tuning; without it, see VARIANTS")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak of the cosine")
     parser.add_argument("--images", type=int, default=16_000, help="of the training split, 0.5 MB of memory each")
     parser.add_argument("--test-images", type=int, default=data.TEST_IMAGES)
     parser.add_argument("--size", type=int, default=416, help="of the training images, pixels")
@@ -249,15 +272,24 @@ def main() -> None:
         print(json.dumps(body["int8_time_of_whole"]), flush=True)
         keep("prune_yolov3_w025_cpu.json", body)
         return
+    torch.backends.cudnn.benchmark = True               # every batch has the same shape
     recipe = Recipe(args)
     gpu = recorded.gpu_model(made_from) or "cpu_trained"
     name = f"prune_yolov3_w025_{gpu}.json"
-    if args.record and (args.record / "results" / name).is_file():
-        earlier = recorded.load(name, args.record / "results")
-        if earlier["settings"] == recipe.settings:
-            recipe.results = earlier["results"]
-    run(recipe, [step for step in STEPS if step in args.steps], lambda results: keep(name, {
-        "settings": recipe.settings, "results": results, "verdict": verdict(results)}))
+
+    def done_before() -> dict:
+        if args.record and (args.record / "results" / name).is_file():
+            earlier = recorded.load(name, args.record / "results")
+            if earlier["settings"] == json.loads(json.dumps(recipe.settings)):
+                return earlier["results"]
+        return {}
+
+    def keep_all(results: dict) -> None:
+        results.update({**done_before(), **results})    # another process may have added to it
+        keep(name, {"settings": recipe.settings, "results": results, "verdict": verdict(results)})
+
+    recipe.results = done_before()
+    run(recipe, [step for step in STEPS if step in args.steps], keep_all)
     print(json.dumps(verdict(recipe.results)), flush=True)
 
 
