@@ -7,8 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtkit import backend_ort, engine, trt_process
+from trtkit import backend_ort, engine, qdq, trt_process
 from trtkit import cache as plans
+from trtkit.calib import Range
 from trtkit.engine import BackendError, BuildConfig
 from trtkit.files import sha256
 
@@ -230,6 +231,24 @@ def test_a_closed_runner_refuses_to_run_and_closes_twice(runner):
     runner.close()
     with pytest.raises(BackendError, match="closed"):
         runner.infer({"x": np.ones((1, 3), np.float32)})
+
+
+LAYOUT = "com.microsoft.nchwc"
+
+
+@pytest.mark.parametrize(("left_float", "blocked"), [(3, False), (60, True), (75, True)])
+def test_floats_are_laid_out_in_blocks_of_channels_unless_most_convolutions_are_int8(
+    yolo_graph, cache, tmp_path, left_float, blocked
+):
+    """Between INT8 convolutions each block would have to be undone; a float network needs them to be fast."""
+    model = onnx.load(yolo_graph)
+    table = {name: Range(-4.0, 4.0) for name in qdq.activation_names(model)}
+    names = qdq.conv_names(model)
+    assert len(names) == 75
+    skip = [*qdq.head_convs(model), *[n for n in names if n not in qdq.head_convs(model)][: left_float - 3]]
+    onnx.save(qdq.insert_qdq(model, table, target="cpu", skip=skip), tmp_path / "mixed.onnx")
+    plan = onnx.load(engine.build(tmp_path / "mixed.onnx", backend="ort"))
+    assert any(node.domain == LAYOUT for node in plan.graph.node) == blocked
 
 
 @pytest.mark.parametrize("threads", [1, 2])
