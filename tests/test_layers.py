@@ -30,7 +30,7 @@ LAYERS = {
         "darknet", "small_net", "decode_graph", "receptive", "masks", "digits", "channel_sensitivity"},
     2: {"engine", "cache", "backend_ort", "backend_trt", "runner_trt", "trt_plan", "trt_process", "cuda",
         "torch_runner", "calibrators_trt"},
-    3: {"evaluate", "evaluate_errors", "agreement", "fetch",
+    3: {"evaluate", "evaluate_errors", "agreement", "fetch", "coco",
         "sensitivity", "mixed_precision", "draw", "sources", "writer", "video",
         "profiling", "layer_times", "inspector",
         "transfers", "overlap", "launches", "leaks", "record_08"},
