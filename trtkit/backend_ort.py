@@ -11,7 +11,6 @@ import onnx
 import onnxruntime as ort
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from trtkit import precision
 from trtkit.engine import BackendError, BuildConfig, TensorSpec, check_feed
 
 DTYPES = {
@@ -80,8 +79,10 @@ def _unwanted_optimizers(graph: Path) -> list[str]:
         model = onnx.load(graph, load_external_data=False)
     except Exception:           # of any kind: ONNX Runtime, which reads the graph next, says what is wrong with it
         return []
-    wanted = list(precision.asked(model).values())
-    return ["NchwcTransformer"] if 2 * wanted.count("INT8") > len(wanted) else []
+    writers = {name: node.op_type for node in model.graph.node for name in node.output}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    int8 = sum(all(writers.get(name) == "DequantizeLinear" for name in node.input[:2]) for node in convolutions)
+    return ["NchwcTransformer"] if 2 * int8 > len(convolutions) else []
 
 
 def load(plan: Path, config: BuildConfig) -> "OrtRunner":

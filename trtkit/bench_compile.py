@@ -19,7 +19,8 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 def network(classes: int, width: float) -> torch.nn.Module:
     """`models.YOLOv3` with random weights, in eval mode."""
     # models takes one number from weights, and weights needs onnx and OpenCV, which this Python may lack.
-    sys.modules.setdefault("trtkit.weights", types.SimpleNamespace(ANCHORS_PER_HEAD=3, read_weights=None))
+    unused = {"activation": None, "read_weights": None}
+    sys.modules.setdefault("trtkit.weights", types.SimpleNamespace(ANCHORS_PER_HEAD=3, **unused))
     from trtkit import models
 
     torch.manual_seed(0)
