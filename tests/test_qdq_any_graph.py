@@ -150,12 +150,14 @@ def test_onnxruntime_finds_integer_kernels_for_other_operators(tmp_path):
     assert kinds["attention"]["MatMulIntegerToFloat"] == 2 and not kinds["attention"]["MatMul"]
 
 
-def test_a_relu_that_only_floats_read_does_not_keep_its_convolution_from_8_bits(tmp_path):
-    case = Case("plain", tmp_path)
-    last = qdq.conv_names(case.model)[1]
-    model = qdq.insert_qdq(case.model, case.table, target="cpu", skip=[last])
+@pytest.mark.parametrize("name", ["plain", "residual"])
+def test_a_relu_that_a_float_reads_does_not_keep_its_convolution_from_8_bits(tmp_path, name):
+    """Alone in the first network, beside an Add in codes in the second."""
+    case = Case(name, tmp_path)
+    names = qdq.conv_names(case.model)
+    model = qdq.insert_qdq(case.model, case.table, target="cpu", skip=[names[1]])
     kinds = _optimized_kinds(model, tmp_path)
-    assert kinds["QLinearConv"] == 1 and not kinds["Relu"]
+    assert kinds["QLinearConv"] == len(names) - 1 and not kinds["Relu"]
     assert kinds["Conv"] + kinds["FusedConv"] == 1
     (got,) = _run(model, case.images, tmp_path, "cpu")
     assert 0 < np.abs(got - case.expected).max() < 0.05 * np.abs(case.expected).max()

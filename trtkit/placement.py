@@ -80,11 +80,9 @@ def _place_cpu(wires: Wiring, feeds: set[str], quantized: set[str]) -> Placement
     reads = {(node.output[0], i) for node in wires.nodes
              if node.op_type in CPU_OPS and (node.op_type not in WEIGHTED or node.name in quantized)
              for i in data_inputs(node) if node.input[i] in paired}
-    # A Relu that only floats read: they read it behind its pair, since without one its convolution would run in floats.
-    in_codes = {node.input[i] for node in wires.nodes for i in range(len(node.input)) if (node.output[0], i) in reads}
-    reads |= {(node.output[0], 0) for node in wires.nodes
-              if node.op_type in WEIGHTED and node.name not in quantized and node.input[0] in paired - in_codes
-              and wires.writer_type(node.input[0]) == "Relu"}
+    # Floats, too, read a Relu behind its pair: if one reads it before, the convolution that wrote it runs in floats.
+    reads |= {(node.output[0], 0) for node in wires.nodes if node.op_type in WEIGHTED and node.name not in quantized
+              and node.input[0] in paired and wires.writer_type(node.input[0]) == "Relu"}
     return Placement(paired, reads)
 
 
