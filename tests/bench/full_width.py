@@ -2,8 +2,9 @@
 
     python tests/bench/full_width.py train WEIGHTS --limit-s 540    # a GPU; as many steps as fit into the time
     python tests/bench/full_width.py engines WEIGHTS --record       # a GPU with TensorRT: mAP and time per precision
+    python tests/bench/full_width.py accuracy WEIGHTS --record      # any machine: mAP of the graphs in ONNX Runtime
 
-Writes datasets/results/{train,engines}_yolov3_w1_GPU.json. Nothing but rendered scenes is seen, the seed is fixed, and
+Writes datasets/results/{train,engines,accuracy}_yolov3_w1_GPU.json, or _cpu.json. Nothing but rendered scenes is seen, the seed is fixed, and
 the steps that fitted are in the file: with them as --steps, the run can be made again.
 """
 
@@ -83,10 +84,22 @@ def engines(args: argparse.Namespace) -> dict:
     return {"level": args.level, "by_precision": found}
 
 
+def accuracy(args: argparse.Namespace) -> dict:
+    """mAP of the graphs that TensorRT gets, with its placement of Q/DQ, executed by ONNX Runtime on the CPU."""
+    fp32 = weights.to_graph(args.weights, args.weights.parent / "w1_trained_fp32.onnx")
+    test, found = data.load_split("test", args.test_images, progress=False), {}
+    for precision in ("fp32", "int8"):
+        with engine.load(engine.build(bench_graphs.typed(fp32, precision, 0.25), backend="ort")) as runner:
+            scored = evaluate.score(runner, test)
+            found[precision] = {"map50": round(scored.map50, 4), "map50_95": round(scored.map50_95, 4),
+                                "runner": runner.label}
+    return {"test_images": args.test_images, "by_precision": found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("train", "engines"))
-    parser.add_argument("weights", type=Path, help="safetensors, 124 MB: written by train, read by engines")
+    parser.add_argument("part", choices=("train", "engines", "accuracy"))
+    parser.add_argument("weights", type=Path, help="safetensors, 124 MB: written by train, read by the others")
     parser.add_argument("--record", type=Path, nargs="?", const=data.DATASETS / "results", help="folder of the results")
     parser.add_argument("--limit-s", type=float, default=540.0, help="of train, all in all")
     parser.add_argument("--steps", type=int, help="of train; instead of as many as fit")
@@ -97,7 +110,7 @@ def main() -> None:
     parser.add_argument("--level", type=int, default=2, help="optimization level of the engines")
     args = parser.parse_args()
     made_from = recorded.provenance(f"python tests/bench/full_width.py {' '.join(sys.argv[1:])}")
-    body = (train if args.part == "train" else engines)(args)
+    body = {"train": train, "engines": engines, "accuracy": accuracy}[args.part](args)
     sys.stdout.write(f"{body}\n")
     if args.record:
         gpu = recorded.gpu_model(made_from) or "cpu"
