@@ -4,8 +4,8 @@
     python tests/bench/full_width.py engines WEIGHTS --record       # a GPU with TensorRT: mAP and time per precision
     python tests/bench/full_width.py accuracy WEIGHTS --record      # any machine: mAP of the graphs in ONNX Runtime
 
-Writes datasets/results/{train,engines,accuracy}_yolov3_w1_GPU.json, or _cpu.json. Nothing but rendered scenes is seen, the seed is fixed, and
-the steps that fitted are in the file: with them as --steps, the run can be made again.
+Writes datasets/results/{train,engines,accuracy}_yolov3_w1_GPU.json, or _cpu.json. Nothing but rendered scenes is seen,
+the seed is fixed, and the steps that fitted are in the file: with them as --steps, the run can be made again.
 """
 
 import argparse
