@@ -86,14 +86,12 @@ def engines(args: argparse.Namespace) -> dict:
 
 def accuracy(args: argparse.Namespace) -> dict:
     """mAP of the graphs that TensorRT gets, with its placement of Q/DQ, executed by ONNX Runtime on the CPU."""
+    from trtkit import bench_accuracy
+
     fp32 = weights.to_graph(args.weights, args.weights.parent / "w1_trained_fp32.onnx")
-    test, found = data.load_split("test", args.test_images, progress=False), {}
-    for precision in ("fp32", "int8"):
-        with engine.load(engine.build(bench_graphs.typed(fp32, precision, 0.25), backend="ort")) as runner:
-            scored = evaluate.score(runner, test)
-            found[precision] = {"map50": round(scored.map50, 4), "map50_95": round(scored.map50_95, 4),
-                                "runner": runner.label}
-    return {"test_images": args.test_images, "by_precision": found}
+    plans = {precision: engine.build(bench_graphs.typed(fp32, precision, 0.25), backend="ort")
+             for precision in ("fp32", "int8")}
+    return {"by_precision": dict(bench_accuracy.mean_average_precision(plans))}
 
 
 def main() -> None:

@@ -25,7 +25,20 @@ import numpy as np
 import onnx
 import torch
 
-from trtkit import bench_graphs, bench_rounds, data, engine, evaluate, importance, models, prune, qdq, recorded, weights
+from trtkit import (
+    bench_accuracy,
+    bench_graphs,
+    bench_rounds,
+    data,
+    engine,
+    evaluate,
+    importance,
+    models,
+    prune,
+    qdq,
+    recorded,
+    weights,
+)
 from trtkit.costs import costs
 from trtkit.torch_runner import TorchRunner
 from trtkit.train import TrainConfig, fit, yolo_loss
@@ -221,20 +234,21 @@ def on_cpu(args: argparse.Namespace) -> dict:
     names = {"whole": WEIGHTS} | {name: f"weights/yolov3_w025_{name}.safetensors" for name in VARIANTS}
     work, config = Path(tempfile.mkdtemp(prefix="trtkit-")), engine.BuildConfig(threads=args.threads)
     x = np.random.default_rng(0).random((1, 3, 416, 416), np.float32)
-    test = data.load_split("test", args.test_images, progress=False)
-    runners = {"eager fp32": TorchRunner(models.load_weights(data.dataset_file(WEIGHTS)), device="cpu",
-                                         threads=args.threads)}
     facts: dict = {"eager fp32": {}}
+    plans = {}
     for name, file in names.items():
         fp32 = weights.to_graph(data.dataset_file(file), work / f"{name}.onnx")
         graph = onnx.load(fp32)
         skip = [*qdq.head_convs(graph), qdq.conv_names(graph)[0]]
         int8 = work / f"{name}_int8.onnx"
         onnx.save(qdq.insert_qdq(graph, bench_graphs.table(fp32, 0.25), target="cpu", skip=skip), int8)
-        runner = runners[f"{name} int8"] = engine.load(engine.build(int8, config, backend="ort"))
-        accuracy = evaluate.score(runner, test)
-        facts[f"{name} int8"] = {"macs": sum(part.macs for part in costs(graph)), "mib": round(
-            int8.stat().st_size / 2**20, 2), "map50": round(accuracy.map50, 4), "map50_95": round(accuracy.map50_95, 4)}
+        plans[f"{name} int8"] = engine.build(int8, config, backend="ort")
+        facts[f"{name} int8"] = {"macs": sum(part.macs for part in costs(graph)),
+                                 "mib": round(int8.stat().st_size / 2**20, 2)}
+    for name, scored in bench_accuracy.mean_average_precision(plans):
+        facts[name] |= scored
+    eager = TorchRunner(models.load_weights(data.dataset_file(WEIGHTS)), device="cpu", threads=args.threads)
+    runners = {"eager fp32": eager} | {name: engine.load(plan) for name, plan in plans.items()}
     contenders = {k: bench_rounds.host_timed(lambda r=r: r.infer({"images": x})) for k, r in runners.items()}
     times = bench_rounds.interleave(contenders, rounds=args.rounds, turn_s=0.15)
     found = {k: {**bench_rounds.summary(ms), **facts[k], "label": runners[k].label} for k, ms in times.items()}
