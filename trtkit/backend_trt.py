@@ -137,9 +137,16 @@ def parse(graph: Path, builder, log: Log, tell: Callable[..., None] = lambda **_
         parsed = parser.parse(lowered.SerializeToString())
     if not parsed:
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        told = "; ".join(f"node {e.node()}: {e.desc()}" for e in errors) or log.said()
+        nodes = (lowered or _read(graph)).graph.node
+        told = "; ".join(f"{_node(nodes, e.node())}: {e.desc()}" for e in errors) or log.said()
         raise BackendError(f"{Path(graph).name}: TensorRT {trt.__version__} cannot read it{_opset(graph)}: {told}")
     return network, parser
+
+
+def _node(nodes, index: int) -> str:
+    """The parser tells no more than the number of a node whose operator it does not know."""
+    known = f" ({nodes[index].op_type} {nodes[index].name!r})" if 0 <= index < len(nodes) else ""
+    return f"node {index}{known}"
 
 
 def _read(graph: Path) -> onnx.ModelProto:
@@ -186,6 +193,8 @@ def _settings(builder, network, model: onnx.ModelProto, config: BuildConfig, tel
     settings.set_tactic_sources(tactic_sources())
     if config.sparse:
         settings.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if config.hardware_compatible:
+        settings.hardware_compatibility_level = _ampere_plus()
     if not _strongly_typed():
         if precision.has_quantized(model):
             settings.set_flag(trt.BuilderFlag.INT8)
@@ -199,6 +208,13 @@ def _settings(builder, network, model: onnx.ModelProto, config: BuildConfig, tel
     if profile := _profile(builder, network, config):
         settings.add_optimization_profile(profile)
     return settings
+
+
+def _ampere_plus():
+    if not hasattr(trt, "HardwareCompatibilityLevel"):
+        raise BackendError(f"hardware_compatible: TensorRT {trt.__version__} has no HardwareCompatibilityLevel, which "
+                           "came with 8.6; leave it False")
+    return trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
 
 def tactic_sources() -> int:
