@@ -1,41 +1,46 @@
 """What the places of Q/DQ pairs cost: YOLOv3-416, width 1.0, on a GPU, as FP16 and as INT8 in several ways.
 
     python tests/bench/placement.py --record                # about 4 minutes; see OUT for the file
-    python tests/bench/placement.py --record --batch 32 --level 3 --only fp16 "int8 both" "int8 convolutions alone"
+    python tests/bench/placement.py --record --batch 32 --level 1 3 --only fp16 "int8 both" "int8 both, blocks"
 
 One engine after the other, since builders that share a GPU disturb each other's choice of kernels. "int8 convolutions
 alone" has no pair at an Add; "int8 one pair" is the rule of TensorRT's guide for residual Adds, a pair on the shortcut
-alone; "int8 both" what `trtkit.placement` does, "stem fp16" what `trtkit bench` measures. "with copies" keeps the
-Identity copies of shared biases that PyTorch's exporter writes for fresh weights. Builder and inspector are called
-directly, since `backend_trt` would refuse some of these engines.
+alone; "int8 both" what `trtkit.placement` does, "stem fp16" what `trtkit bench` measures, "blocks" the stem of
+`stem.py`. "with copies" keeps the Identity copies of shared biases that PyTorch's exporter writes for fresh weights.
+Builder and inspector are called directly, since `backend_trt` would refuse some of these engines.
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import onnx
+from stem import stem_to_depth
 
 from trtkit import cuda, export, half, models, placement, precision, qdq, recorded
+from trtkit.backend_trt import keep_kernels
 from trtkit.calib import Range
 from trtkit.trt_plan import LOGGER, trt
 
 OUT = "placement_yolov3_{gpu}{batch}.json"       # in datasets/results; batch: "_b32" and so on, "" for 1
 RUNS = 300
-ENGINES = ("fp16", "int8 one pair, with copies", "int8 both, with copies", "int8 both",
-           "int8 both, stem fp16", "int8 convolutions alone")
+ENGINES = ("fp16", "int8 one pair, with copies", "int8 both, with copies", "int8 both", "int8 both, stem fp16",
+           "int8 convolutions alone", "fp16, blocks", "int8 both, blocks", "int8 both, blocks fp16")
 
 
-def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
-    """By name; the ranges are any, since a kernel's time does not depend on them."""
+def graphs(folder: Path) -> dict[str, Callable[[], onnx.ModelProto]]:
+    """By name, each made when it is asked for; the ranges are any, since a kernel's time does not depend on them."""
     import torch
 
     torch.manual_seed(0)
@@ -57,13 +62,17 @@ def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
                 stack.enter_context(patch.object(qdq, "fold_identities", lambda graph: None))
             return qdq.insert_qdq(graph, table, target="trt", skip=skip, rest="fp16")
 
+    blocks = stem_to_depth(folded)
     return {
-        "fp16": half.to_fp16(folded),
-        "int8 one pair, with copies": int8(copies, both=False, copied=True),
-        "int8 both, with copies": int8(copies, both=True, copied=True),
-        "int8 both": int8(folded, both=True),
-        "int8 both, stem fp16": int8(folded, both=True, stem=False),
-        "int8 convolutions alone": int8(folded, both=False, adds=False),
+        "fp16": partial(half.to_fp16, folded),
+        "int8 one pair, with copies": partial(int8, copies, both=False, copied=True),
+        "int8 both, with copies": partial(int8, copies, both=True, copied=True),
+        "int8 both": partial(int8, folded, both=True),
+        "int8 both, stem fp16": partial(int8, folded, both=True, stem=False),
+        "int8 convolutions alone": partial(int8, folded, both=False, adds=False),
+        "fp16, blocks": partial(half.to_fp16, blocks),
+        "int8 both, blocks": partial(int8, blocks, both=True),
+        "int8 both, blocks fp16": partial(int8, blocks, both=True, stem=False),
     }
 
 
@@ -91,14 +100,16 @@ def measured(model: onnx.ModelProto, batch: int, level: int) -> dict:
     told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     layers = json.loads(told)["Layers"]
     enqueue_ms, graph_ms = times(engine, shape)
-    return {"build_s": round(build_s, 1), "eager_ms": enqueue_ms, "graph_ms": graph_ms, "layers": len(layers),
-            "types": Counter(layer["LayerType"] for layer in layers), **convolutions(layers)}
+    return {"level": level, "build_s": round(build_s, 1), "eager_ms": enqueue_ms, "graph_ms": graph_ms,
+            "layers": len(layers), "types": Counter(layer["LayerType"] for layer in layers), **convolutions(layers)}
 
 
 def convolutions(layers: list[dict]) -> dict:
-    """How many convolutions compute in which type, and how many read their bias as a tensor."""
+    """How many convolutions compute in which type, with kernels made for which generation of GPUs, and how many read
+    their bias as a tensor."""
     found = [layer for layer in layers if "Conv" in layer["LayerType"]]
     return {"convolutions": Counter("".join(precision.reads(layer)) for layer in found),
+            "kernels": Counter(layer.get("TacticName", "").split("_")[0] for layer in found),
             "dynamic_biases": sum(layer.get("HasDynamicBias", 0) for layer in found)}
 
 
@@ -131,20 +142,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", type=Path, nargs="?", const=recorded.RESULTS, help="folder of the results")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--level", type=int, default=2, help="the builder's optimization level, 0 to 5")
+    parser.add_argument("--level", type=int, nargs="+", default=[2], help="the builder's optimization levels, 0 to 5")
     parser.add_argument("--only", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="ENGINE")
     args = parser.parse_args()
     made_from = recorded.provenance(f"python tests/bench/placement.py {shlex.join(sys.argv[1:])}".strip())
-    body = {"provenance": made_from, "level": args.level, "batch": args.batch, "runs": RUNS, "engines": {}}
+    body = {"provenance": made_from, "batch": args.batch, "runs": RUNS, "engines": {}}
     with cuda.primary_context(), tempfile.TemporaryDirectory() as folder:
-        models_by_name = graphs(Path(folder))
-        for name in args.only:
-            body["engines"][name] = measured(models_by_name[name], args.batch, args.level)
-            print(name, body["engines"][name], flush=True)
+        kernels = keep_kernels()
+        made = graphs(Path(folder))
+        for level, name in itertools.product(args.level, args.only):
+            key = name if len(args.level) == 1 else f"{name}, level {level}"
+            body["engines"][key] = measured(made[name](), args.batch, level)
+            print(key, body["engines"][key], flush=True)
             if args.record:
                 gpu = recorded.gpu_model(made_from)
                 out = OUT.format(gpu=gpu, batch=f"_b{args.batch}" if args.batch > 1 else "")
                 recorded.write(args.record / out, body)
+        del kernels
 
 
 if __name__ == "__main__":
