@@ -180,7 +180,7 @@ def test_a_refused_run_is_an_error_and_captures_no_empty_graph(made):
 
 
 def test_a_second_thread_waits_for_no_one(made):
-    with made.runner._alone(), pytest.raises(BackendError, match="one thread at a time"):
+    with made.runner._busy, pytest.raises(BackendError, match="one thread at a time"):
         in_thread(lambda: made.runner.infer(feed(2)))
     in_thread(lambda: check(made.runner, 2))
 

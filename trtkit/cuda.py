@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pycuda.driver as drv
@@ -29,33 +30,42 @@ _depth = threading.local()      # how often this thread has entered `primary_con
 _open: "weakref.WeakSet[_Owner]" = weakref.WeakSet()
 
 
-@contextmanager
-def primary_context(device: int = 0) -> Iterator[None]:
+class primary_context:
     """Make the primary context of a device current on this thread for the block; blocks may be nested.
+
+    A class, since an inference enters six of them, and a generator's block costs the CPU four times as much.
 
     Raises:
         BackendError: no such device, no driver, `pycuda.autoinit` was imported, or CUDA failed inside the block.
     """
-    if getattr(_depth, "value", 0):             # pushed already: a push costs more than the copy of a small tensor
-        if device != _depth.device:
-            raise BackendError(f"device: got {device} inside a block of device {_depth.device}, expected the same; "
-                               "leave that block first")
-        _depth.value += 1
+
+    __slots__ = ("device",)
+
+    def __init__(self, device: int = 0):
+        self.device = device
+
+    def __enter__(self) -> None:
+        depth = getattr(_depth, "value", 0)
+        if not depth:
+            try:
+                _retain(self.device).push()
+            except drv.Error as e:
+                raise _named(e) from e
+            _depth.device = self.device
+        elif self.device != _depth.device:      # pushed already: a push costs more than the copy of a small tensor
+            raise BackendError(f"device: got {self.device} inside a block of device {_depth.device}, expected the "
+                               "same; leave that block first")
+        _depth.value = depth + 1
+
+    def __exit__(self, kind, error, traceback) -> None:
+        _depth.value -= 1
+        if _depth.value:
+            return
         try:
-            yield
+            if isinstance(error, drv.Error):
+                raise _named(error) from error      # before the pop: it asks the context how much memory is free
         finally:
-            _depth.value -= 1
-        return
-    with _named_errors():
-        context = _retain(device)
-        context.push()
-    _depth.value, _depth.device = 1, device
-    try:
-        with _named_errors():           # inside, since it asks the context how much memory is free
-            yield
-    finally:
-        _depth.value = 0
-        drv.Context.pop()
+            drv.Context.pop()
 
 
 def _retain(device: int) -> "drv.Context":
@@ -71,19 +81,15 @@ def _retain(device: int) -> "drv.Context":
     return _contexts[device]
 
 
-@contextmanager
-def _named_errors() -> Iterator[None]:
-    try:
-        yield
-    except drv.MemoryError as e:
+def _named(error: "drv.Error") -> BackendError:
+    if isinstance(error, drv.MemoryError):
         free, total = (n // MIB for n in drv.mem_get_info())
-        raise BackendError(f"GPU memory: {e}; {free} of {total} MiB are free. Close runners and buffers that are not "
-                           "used, take a smaller batch, or restart other notebooks' kernels") from e
-    except drv.Error as e:
-        fix = "the process has lost its GPU: restart the kernel" if any(s in str(e) for s in STICKY) else (
-            "is the primary context current? Wrap the call in `with cuda.primary_context():`"
-            if "context" in str(e) else "see trtkit doctor")
-        raise BackendError(f"CUDA: {e}; {fix}") from e
+        return BackendError(f"GPU memory: {error}; {free} of {total} MiB are free. Close runners and buffers that are "
+                            "not used, take a smaller batch, or restart other notebooks' kernels")
+    fix = "the process has lost its GPU: restart the kernel" if any(s in str(error) for s in STICKY) else (
+        "is the primary context current? Wrap the call in `with cuda.primary_context():`"
+        if "context" in str(error) else "see trtkit doctor")
+    return BackendError(f"CUDA: {error}; {fix}")
 
 
 class _Owner:
@@ -286,6 +292,7 @@ def capture(stream: Stream) -> Iterator[Graph]:
             _checked(cu.cuGraphDestroy(captured))
 
 
+@cache
 def _driver():
     """PyCUDA has no graphs; NVIDIA's own bindings do, and work on the same handles."""
     try:

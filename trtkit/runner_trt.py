@@ -5,7 +5,8 @@ the copy back. The parts are methods of their own, `stage`, `upload`, `launch`, 
 Device and pinned memory are allocated once, for the largest shape of the profile.
 
 The network's hundred small kernels take the CPU longer to launch than the GPU to run. So from the second run of a shape
-on all three things are replayed as one CUDA graph (and the network alone as another, by `launch`). TensorRT writes the
+on the network and the copy back are replayed as one CUDA graph (and the network alone as another, by `launch`). The
+copy to the device stays outside: it runs while the CPU starts the graph, which takes it 40 us. TensorRT writes the
 shapes into the context's own memory, so a captured graph holds for the last shape only. Source: TensorRT developer
 guide, "CUDA Graphs", "Working with Dynamic Shapes".
 """
@@ -13,8 +14,8 @@ guide, "CUDA Graphs", "Working with Dynamic Shapes".
 import atexit
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,24 @@ DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.
           "UINT8": np.uint8, "BOOL": np.bool_}
 
 _open: "weakref.WeakSet[TrtRunner]" = weakref.WeakSet()
+
+
+def _alone(method):
+    """For what may be called from outside: an execution context is not thread-safe, and neither are our buffers."""
+    @wraps(method)
+    def guarded(self, *args, **kwargs):
+        if not self._busy.acquire(blocking=False):
+            raise BackendError("runner: got a call while another thread is in one, expected one thread at a time; give "
+                               "each thread a runner of its own with engine.load(plan)")
+        try:
+            if self._closed:
+                raise BackendError("runner: got a closed one, expected an open one; call engine.load again")
+            with cuda.primary_context():
+                return method(self, *args, **kwargs)
+        finally:
+            self._busy.release()
+
+    return guarded
 
 
 class TrtRunner:
@@ -125,36 +144,23 @@ class TrtRunner:
         while self._graphs:
             self._graphs.popitem()[1].close()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """An execution context is not thread-safe, and neither are our buffers."""
-        if not self._busy.acquire(blocking=False):
-            raise BackendError("runner: got a call while another thread is in one, expected one thread at a time; give "
-                               "each thread a runner of its own with engine.load(plan)")
-        try:
-            if self._closed:
-                raise BackendError("runner: got a closed one, expected an open one; call engine.load again")
-            with cuda.primary_context():
-                yield
-        finally:
-            self._busy.release()
-
+    @_alone
     def infer(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `engine.Runner.infer`. Arrays must be contiguous and inside the profile."""
-        with self._alone():
-            self._stage(feed)
-            self._run(self._round_trip)
-            self.stream.synchronize()
-            return self._fetch()
+        self._stage(feed)
+        self._upload()
+        self._run(self._enqueue_and_download)
+        self.stream.synchronize()
+        return self._fetch()
 
+    @_alone
     def stage(self, feed: dict[str, np.ndarray]) -> None:
         """Check a feed and copy it into pinned memory; nothing reaches the device.
 
         Raises:
             ValueError: wrong names, type, dtype, shape, not contiguous, or outside the profile.
         """
-        with self._alone():
-            self._stage(feed)
+        self._stage(feed)
 
     def _stage(self, feed: dict[str, np.ndarray]) -> None:
         self._check(feed)
@@ -167,27 +173,28 @@ class TrtRunner:
     def _check(self, feed: dict[str, np.ndarray]) -> None:
         check_feed(feed, self.inputs)
         for name, x in feed.items():
-            low, _, high = self._range[name]
-            if x.ndim != len(low) or not all(a <= d <= b for a, d, b in zip(low, x.shape, high, strict=True)):
-                raise ValueError(f"{name}: got shape {x.shape}, expected {low} to {high}, for which the engine was "
-                                 "built; see BuildConfig.batch")
+            if x.shape != self._shapes[name]:       # else it was in the range before
+                low, _, high = self._range[name]
+                if x.ndim != len(low) or not all(a <= d <= b for a, d, b in zip(low, x.shape, high, strict=True)):
+                    raise ValueError(f"{name}: got shape {x.shape}, expected {low} to {high}, for which the engine was "
+                                     "built; see BuildConfig.batch")
             if not x.flags.c_contiguous:
                 raise ValueError(f"{name}: got an array that is not contiguous, expected C order; use "
                                  "np.ascontiguousarray(x)")
 
+    @_alone
     def upload(self) -> None:
         """Start the copy of the staged inputs to the device."""
-        with self._alone():
-            self._upload()
+        self._upload()
 
     def _upload(self) -> None:
         for name in self.inputs:
             cuda.copy_to_device(self._device[name], self._views[name], self.stream)
 
+    @_alone
     def launch(self) -> None:
         """Start the network; the second time in a shape captures a CUDA graph, and later ones replay it."""
-        with self._alone():
-            self._run(self._enqueue)
+        self._run(self._enqueue)
 
     def _run(self, work: Callable[[], None]) -> None:
         """Do one of this object's methods, or replay what it puts on the stream."""
@@ -201,8 +208,7 @@ class TrtRunner:
             self._graphs[work.__name__] = graph
         self._graphs[work.__name__].launch(self.stream)
 
-    def _round_trip(self) -> None:
-        self._upload()
+    def _enqueue_and_download(self) -> None:
         self._enqueue()
         self._download()
 
@@ -210,28 +216,29 @@ class TrtRunner:
         if not self._context.execute_async_v3(self.stream.handle):
             raise BackendError(f"TensorRT refused to run: {self._log.said()}")
 
+    @_alone
     def download(self) -> None:
         """Start the copy of the outputs back to pinned memory."""
-        with self._alone():
-            self._download()
+        self._download()
 
     def _download(self) -> None:
         for name in self.outputs:
             cuda.copy_to_host(self._views[name], self._device[name], self.stream)
 
+    @_alone
     def fetch(self) -> dict[str, np.ndarray]:
         """Copies of the outputs; only after `stream.synchronize()`."""
-        with self._alone():
-            return self._fetch()
+        return self._fetch()
 
     def _fetch(self) -> dict[str, np.ndarray]:
         return {name: self._views[name].copy() for name in self.outputs}
 
+    @_alone
     def layers(self) -> list[dict]:
         """What TensorRT's inspector tells about each layer; see `trtkit.inspector`."""
-        with self._alone():
-            return inspect(self._engine, self._context)
+        return inspect(self._engine, self._context)
 
+    @_alone
     def layer_times(self, runs: int = 10) -> list[list[tuple[str, float]]]:
         """Time of each layer, in a run of its own kind: layers one after the other, each waited for, no CUDA graph.
 
@@ -243,28 +250,27 @@ class TrtRunner:
         """
         if runs < 1:
             raise ValueError(f"runs: got {runs}, expected at least 1")
-        with self._alone():
+        self.stream.synchronize()
+        # A context of its own: a profiler that was attached once slows down every later run.
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise BackendError(f"no memory for a second context: {self._log.said()}")
+        if context.active_optimization_profile < 0:
+            context.set_optimization_profile_async(0, self.stream.handle)
             self.stream.synchronize()
-            # A context of its own: a profiler that was attached once slows down every later run.
-            context = self._engine.create_execution_context()
-            if context is None:
-                raise BackendError(f"no memory for a second context: {self._log.said()}")
-            if context.active_optimization_profile < 0:
-                context.set_optimization_profile_async(0, self.stream.handle)
-                self.stream.synchronize()
-            profiler = context.profiler = _LayerTimes()
-            for name in self.inputs:
-                context.set_input_shape(name, self._shapes[name])
-            for name, buffer in self._device.items():
-                context.set_tensor_address(name, buffer.ptr)
-            measured = []
-            for _ in range(runs + 1):                       # the first one warms up
-                profiler.times = []
-                if not context.execute_async_v3(self.stream.handle):
-                    raise BackendError(f"TensorRT refused to run: {self._log.said()}")
-                self.stream.synchronize()
-                measured.append(profiler.times)
-            return measured[1:]
+        profiler = context.profiler = _LayerTimes()
+        for name in self.inputs:
+            context.set_input_shape(name, self._shapes[name])
+        for name, buffer in self._device.items():
+            context.set_tensor_address(name, buffer.ptr)
+        measured = []
+        for _ in range(runs + 1):                       # the first one warms up
+            profiler.times = []
+            if not context.execute_async_v3(self.stream.handle):
+                raise BackendError(f"TensorRT refused to run: {self._log.said()}")
+            self.stream.synchronize()
+            measured.append(profiler.times)
+        return measured[1:]
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""
