@@ -2,8 +2,8 @@
 
 import pytest
 
-from trtkit import devices, roofline
-from trtkit.devices import DEVICES, Found
+from trtkit import devices
+from trtkit.devices import DEVICES, Found, find
 
 # Operations that a multiprocessor starts per clock: FP32 on its CUDA cores (two per core), FP16 and INT8 on its tensor
 # cores, dense. NVIDIA's white papers on Volta (Xavier's INT8: twice its FP16), Turing, GA100, Orin and Hopper.
@@ -124,7 +124,7 @@ def test_without_a_driver_or_a_device_there_is_none(monkeypatch):
 
 
 def test_sheets_are_found_by_the_label_of_a_runner():
-    assert roofline.find("tensorrt 8.6.1 · NVIDIA H100 80GB HBM3") is DEVICES["NVIDIA H100 80GB HBM3"]
-    assert roofline.find("tensorrt 8.6.1 · NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
-    assert roofline.find("tensorrt 8.5.2 · Orin") is None               # which Orin, a label does not say
-    assert roofline.find("onnxruntime 1.32.0 · CPU 2 threads") is None
+    assert find("tensorrt 8.6.1 · NVIDIA H100 80GB HBM3") is DEVICES["NVIDIA H100 80GB HBM3"]
+    assert find("tensorrt 8.6.1 · NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
+    assert find("tensorrt 8.5.2 · Orin") is None               # which Orin, a label does not say
+    assert find("onnxruntime 1.32.0 · CPU 2 threads") is None

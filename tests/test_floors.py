@@ -11,7 +11,8 @@ from test_roofline import BOX, graph
 
 from trtkit import cost_yolov3, floors
 from trtkit.costs import Cost, costs
-from trtkit.roofline import DEVICES, attainable_ms
+from trtkit.devices import DEVICES
+from trtkit.roofline import attainable_ms
 
 H200 = DEVICES["NVIDIA H200"]
 # Arithmetic that others did for YOLOv3-416 with the same peaks (1,979 and 989.4 T, 4.8 TB/s), in ms by batch.

@@ -14,10 +14,10 @@ from test_inspector import CONV_8
 import trtkit
 from trtkit import clocks, engine, launches, profiling, record_09, recorded
 from trtkit.costs import Cost, by_layer, costs
+from trtkit.devices import Device
 from trtkit.layer_times import against_roofline, layer_times, table
 from trtkit.percentiles import percentile, stats
 from trtkit.profiling import Latency, interleaved, measure
-from trtkit.roofline import Device
 
 TIMES = st.lists(st.floats(0.001, 1e4), min_size=1, max_size=200)
 

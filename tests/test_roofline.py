@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trtkit import roofline
 from trtkit.costs import by_layer, costs, fused
+from trtkit.devices import DEVICES, Device
 from trtkit.export import export_onnx
-from trtkit.roofline import Device, attainable_ms, conv_macs, matmul_macs
+from trtkit.roofline import attainable_ms, conv_macs, matmul_macs
 
 BOX = Device("box", {"fp32": 1.0, "fp16": 4.0}, 100.0)      # 1e12 operations and 1e11 bytes a second
 
@@ -47,7 +48,7 @@ def test_the_ridge_separates_compute_from_memory(macs, moved, precision):
 
 def test_yolov3_at_its_floor_on_an_h100():
     # 65.864 GFLOP at 989.4 TFLOP/s
-    h100 = roofline.DEVICES["NVIDIA H100 80GB HBM3"]
+    h100 = DEVICES["NVIDIA H100 80GB HBM3"]
     assert attainable_ms(65.864e9 / 2, 0, h100, "fp16") == pytest.approx(0.0666, rel=2e-3)
 
 

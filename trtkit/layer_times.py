@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from trtkit.costs import Cost
+from trtkit.devices import Device
 from trtkit.engine import Runner
 from trtkit.percentiles import percentile
-from trtkit.roofline import Device, attainable_ms
+from trtkit.roofline import attainable_ms
 
 
 def layer_times(runner: Runner, feed: dict[str, np.ndarray], runs: int = 20) -> pd.DataFrame:

@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from trtkit.devices import Device
 from trtkit.plots import FP32_COLOR, INT8_COLOR
-from trtkit.roofline import Device
 
 GREEN, PINK, GREY = "#009E73", "#CC79A7", "#999999"
 # What one inference on a GPU consists of, in its order.

@@ -7,9 +7,8 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from trtkit.plots import FP32_COLOR
-from trtkit.plots_pareto import COLORS, pareto
+from trtkit.plots_pareto import COLORS
 
-__all__ = ["coupling", "curves", "masks", "pareto", "recovery", "staircase", "widths"]
 KEPT_COLOR, GONE_COLOR = "#cfe3f3", FP32_COLOR
 GAP = 14                    # between two weights, channels
 

@@ -15,9 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from trtkit.devices import DEVICES, Device, find
-
-__all__ = ["DEVICES", "Device", "attainable_ms", "conv_macs", "find", "matmul_macs", "measured_cpu"]
+from trtkit.devices import Device
 
 
 def attainable_ms(macs: float, bytes_moved: float, device: Device, precision: str = "fp32") -> float:
