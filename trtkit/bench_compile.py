@@ -7,22 +7,16 @@ that has torch, with nothing else than this package's source on its path, and wr
 import json
 import sys
 import time
-import types
 
 import torch
 
-from trtkit import bench_rounds, bench_torch
+from trtkit import bench_rounds, bench_torch, models
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 def network(classes: int, width: float) -> torch.nn.Module:
     """`models.YOLOv3` with random weights, in eval mode."""
-    # models takes one number from weights, and weights needs onnx and OpenCV, which this Python may lack.
-    unused = {"activation": None, "read_weights": None}
-    sys.modules.setdefault("trtkit.weights", types.SimpleNamespace(ANCHORS_PER_HEAD=3, **unused))
-    from trtkit import models
-
     torch.manual_seed(0)
     return models.YOLOv3(classes, width).eval()
 

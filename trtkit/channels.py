@@ -9,8 +9,8 @@ import copy
 import torch
 from torch import nn
 
+from trtkit.heads import ANCHORS_PER_HEAD
 from trtkit.models import Residual, YOLOv3
-from trtkit.weights import ANCHORS_PER_HEAD
 
 
 def reshaped(network: YOLOv3, shapes: dict[str, tuple[int, ...]]) -> YOLOv3:

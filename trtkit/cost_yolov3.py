@@ -9,7 +9,8 @@ import re
 import onnx
 
 from trtkit.data import dataset_file
-from trtkit.weights import ANCHORS_PER_HEAD, STRUCTURE
+from trtkit.heads import ANCHORS_PER_HEAD
+from trtkit.weights import STRUCTURE
 
 TIMES = 4                       # the paper's channels over the structure's
 IMAGE_CHANNELS = 3

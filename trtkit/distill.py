@@ -12,7 +12,7 @@ three terms are squared errors.
 import torch
 import torch.nn.functional as F
 
-from trtkit.models import ANCHORS_PER_HEAD
+from trtkit.heads import ANCHORS_PER_HEAD
 
 
 def distillation_loss(student: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:

@@ -22,6 +22,7 @@ ANCHORS = np.array(
     ],
     np.float32,
 )
+ANCHORS_PER_HEAD = ANCHORS.shape[1]
 MAX_LOG_SIDE = 8            # e^8 = 2981 anchors: beyond any image, and no infinity
 DECODED = ("boxes", "scores")           # outputs of a graph that decodes itself, see `decode_graph`
 

@@ -10,8 +10,8 @@ import hashlib
 from pathlib import Path
 
 from trtkit.files import replacing
+from trtkit.heads import ANCHORS_PER_HEAD
 from trtkit.pytorch import nn, torch
-from trtkit.weights import ANCHORS_PER_HEAD, activation, read_weights
 
 BLOCKS = (1, 2, 8, 8, 4)                     # residual blocks after each of the five halvings
 
@@ -163,6 +163,8 @@ def load_weights(path: Path) -> YOLOv3:
     Raises:
         FileNotFoundError, ValueError: see `weights.read_weights`; and tensors of another network.
     """
+    from trtkit.weights import activation, read_weights  # here: it needs onnx, and a network alone does not
+
     path = Path(path)
     arrays, meta = read_weights(path)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -15,10 +15,10 @@ from onnx import numpy_helper
 
 from trtkit.data import dataset_file
 from trtkit.files import replacing
+from trtkit.heads import ANCHORS_PER_HEAD
 
 STRUCTURE = "graphs/yolov3.onnx"
 BATCHNORM_EPS = 1e-5            # torch.nn.BatchNorm2d's; a weights file does not say
-ANCHORS_PER_HEAD = 3
 
 
 def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
