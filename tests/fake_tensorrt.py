@@ -142,7 +142,7 @@ def _behaviour(trt, names: dict, script: Script) -> dict:
     def create_builder_config(self):
         config = _set(trt.IBuilderConfig(), set_flags=set(), profiles=[], pools={}, sources=None, preview={},
                       timing=None, int8_calibrator=None, progress_monitor=None, profiling_verbosity=None,
-                      builder_optimization_level=3, hardware_compatibility_level=None)
+                      builder_optimization_level=3)
         config._set_flags.add(trt.BuilderFlag.TF32)             # as the real one begins
         script.configs.append(config)
         return config

@@ -80,23 +80,6 @@ def test_kernels_for_zeros_are_tried_only_if_asked_for(build):
     assert flags_of(script) == {"TF32", "SPARSE_WEIGHTS"}
 
 
-def test_hardware_compatible_asks_for_kernels_of_ampere(build):
-    _, plain, _ = build()
-    _, script, _ = build(config=BuildConfig(hardware_compatible=True))
-    assert (plain.configs[0]._hardware_compatibility_level, script.configs[0]._hardware_compatibility_level.name) == (
-        None, "AMPERE_PLUS")
-
-
-def test_hardware_compatible_is_refused_before_it_existed(build, monkeypatch):
-    monkeypatch.setattr("fake_tensorrt.surface", lambda era: without(surface(era), "HardwareCompatibilityLevel"))
-    with pytest.raises(BackendError, match=r"hardware_compatible: TensorRT .* came with 8\.6"):
-        build(config=BuildConfig(hardware_compatible=True))
-
-
-def without(names: dict, enum: str) -> dict:
-    return {**names, "enums": {k: v for k, v in names["enums"].items() if k != enum}}
-
-
 def test_int8_with_fp16_around_it_allows_both(build, era):
     model = onnx.ModelProto()
     model.CopyFrom(GRAPHS["INT8"])

@@ -193,8 +193,6 @@ def _settings(builder, network, model: onnx.ModelProto, config: BuildConfig, tel
     settings.set_tactic_sources(tactic_sources())
     if config.sparse:
         settings.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    if config.hardware_compatible:
-        settings.hardware_compatibility_level = _ampere_plus()
     if not _strongly_typed():
         if precision.has_quantized(model):
             settings.set_flag(trt.BuilderFlag.INT8)
@@ -208,13 +206,6 @@ def _settings(builder, network, model: onnx.ModelProto, config: BuildConfig, tel
     if profile := _profile(builder, network, config):
         settings.add_optimization_profile(profile)
     return settings
-
-
-def _ampere_plus():
-    if not hasattr(trt, "HardwareCompatibilityLevel"):
-        raise BackendError(f"hardware_compatible: TensorRT {trt.__version__} has no HardwareCompatibilityLevel, which "
-                           "came with 8.6; leave it False")
-    return trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
 
 def tactic_sources() -> int:

@@ -25,7 +25,6 @@ class Settings:
         parts: of `PARTS`.
         widths, precisions, batches: of the networks.
         level: `BuildConfig.optimization_level` of their engines.
-        hardware_compatible: see `BuildConfig`.
         jobs: builds at the same time.
         rounds, turn_s: see `bench_rounds.interleave`.
         cycles: of the part "memory".
@@ -40,7 +39,6 @@ class Settings:
     precisions: Sequence[str] = bench_graphs.PRECISIONS
     batches: Sequence[int] = BATCHES
     level: int = 3
-    hardware_compatible: bool = False
     jobs: int = 2
     rounds: int = 10
     turn_s: float = 0.2
@@ -86,13 +84,8 @@ def _plan(s: Settings, width: float, precision: str, batch: int) -> Path:
     graph = s.work / f"w{width:g}_{precision}.onnx"
     if not graph.is_file():
         bench_graphs.graph(width, precision, s.work)
-    config = BuildConfig(batch=(batch,) * 3, optimization_level=s.level, hardware_compatible=s.hardware_compatible)
+    config = BuildConfig(batch=(batch,) * 3, optimization_level=s.level)
     return engine.build(graph, config, backend="trt")
-
-
-def _asked(s: Settings) -> dict:
-    """What was asked of the builder, for the results."""
-    return {"level": s.level, **({"hardware_compatible": True} if s.hardware_compatible else {})}
 
 
 def _plans(s: Settings, width: float, batch: int) -> tuple[dict[str, Path], list[str]]:
@@ -131,7 +124,7 @@ def _build(s: Settings, say: Callable[[str], None]) -> Iterator[tuple[str, dict]
                 problems.append(f"{building[future]}: {e}")
                 continue
             facts = cache.sidecar(plan)
-            yield building[future], {"build_s": facts["build_s"], **_asked(s), "layers": len(facts["layers"]),
+            yield building[future], {"build_s": facts["build_s"], "level": s.level, "layers": len(facts["layers"]),
                                      "plan_mib": round(plan.stat().st_size / 2**20, 1)}
     _report(problems)
 
@@ -142,7 +135,7 @@ def _speed(s: Settings, width: float, batch: int) -> Iterator[tuple[str, dict]]:
     plans, problems = _plans(s, width, batch)
     weights = bench_graphs.weights_file(width, s.work)
     contenders = bench_speed.contest(plans, weights, batch, rounds=s.rounds, turn_s=s.turn_s)
-    yield f"w{width:g} b{batch}", {**_asked(s), "contenders": contenders}
+    yield f"w{width:g} b{batch}", {"level": s.level, "contenders": contenders}
     _report(problems)
 
 
@@ -152,7 +145,7 @@ def _layers(s: Settings, width: float, precision: str) -> Iterator[tuple[str, di
     batch = s.batches[0]
     rows = bench_speed.layers(_plan(s, width, precision, batch), batch=batch)
     total_ms = round(sum(r["ms"] for r in rows), 4)
-    yield f"w{width:g} {precision} b{batch}", {**_asked(s), "sum_ms": total_ms, "layers": rows}
+    yield f"w{width:g} {precision} b{batch}", {"level": s.level, "sum_ms": total_ms, "layers": rows}
 
 
 def _compile(s: Settings, width: float, dtype: str) -> Iterator[tuple[str, dict]]:
@@ -168,10 +161,10 @@ def _accuracy(s: Settings, width: float) -> Iterator[tuple[str, dict]]:
 
     plans, problems = _plans(s, width, 1)
     for precision, result in bench_accuracy.heads(plans, bench_graphs.weights_file(width, s.work)).items():
-        yield f"heads w{width:g} {precision}", {**_asked(s), **result}
+        yield f"heads w{width:g} {precision}", {"level": s.level, **result}
     if width == 0.25:                           # the trained one
         for precision, result in bench_accuracy.mean_average_precision(plans):
-            yield f"mAP w{width:g} {precision}", {**_asked(s), **result}
+            yield f"mAP w{width:g} {precision}", {"level": s.level, **result}
     _report(problems)
 
 
@@ -180,7 +173,7 @@ def _overhead(s: Settings, width: float) -> Iterator[tuple[str, dict]]:
 
     precision = "fp16" if "fp16" in s.precisions else s.precisions[0]
     result = bench_runtime.overhead(_plan(s, width, precision, 1), rounds=s.rounds, turn_s=s.turn_s)
-    yield f"w{width:g} {precision} b1", {**_asked(s), **result}
+    yield f"w{width:g} {precision} b1", {"level": s.level, **result}
 
 
 def _memory(s: Settings) -> Iterator[tuple[str, dict]]:

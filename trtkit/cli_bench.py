@@ -18,7 +18,6 @@ def add(commands: argparse._SubParsersAction) -> None:
     bench.add_argument("--only", help="parts, with commas; all of them: " + ",".join(PARTS))
     bench.add_argument("--out", type=Path, help="folder of the results")
     bench.add_argument("--level", type=int, default=3, help="the builder's optimization level, 0 to 5")
-    bench.add_argument("--hardware-compatible", action="store_true", help="no kernels of this GPU's own generation")
     bench.add_argument("--jobs", type=int, default=2, help="builds at the same time")
     bench.add_argument("--widths", type=float, nargs="+", choices=(1.0, 0.25))
     bench.add_argument("--precisions", nargs="+", choices=("fp32", "fp16", "int8"))
@@ -39,9 +38,9 @@ def _bench(args: argparse.Namespace) -> None:
     if args.only:
         chosen["parts"] = tuple(args.only.split(","))
     settings = bench.Settings(
-        out=args.out or (recorded.RESULTS if args.record else WORK), work=WORK, level=args.level,
-        hardware_compatible=args.hardware_compatible, jobs=args.jobs, rounds=args.rounds, cycles=args.cycles,
-        compile_python=args.compile_python, commit=args.commit, command=command(sys.argv[1:]), **chosen,
+        out=args.out or (recorded.RESULTS if args.record else WORK), work=WORK, level=args.level, jobs=args.jobs,
+        rounds=args.rounds, cycles=args.cycles, compile_python=args.compile_python, commit=args.commit,
+        command=command(sys.argv[1:]), **chosen,
     )
 
     def say(line: str) -> None:

@@ -51,7 +51,6 @@ class BuildConfig:
         timing_cache: for TensorRT, keep measured times of kernels for the next build on this machine.
         sparse: for TensorRT, also try kernels that skip zeros, for weights that have two in each four along the input
             channels; see `trtkit.masks`.
-        hardware_compatible: for TensorRT, only kernels that every GPU from Ampere on can run, none of newer ones.
     """
 
     threads: int = 0
@@ -62,7 +61,6 @@ class BuildConfig:
     detailed: bool = True
     timing_cache: bool = True
     sparse: bool = False
-    hardware_compatible: bool = False
 
     def __post_init__(self):
         if self.threads < 0:
