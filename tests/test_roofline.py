@@ -1,3 +1,5 @@
+import os
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,17 +70,22 @@ def test_the_cpu_is_as_fast_as_its_best_run(monkeypatch):
         return 0.5 if len(calls) == 4 else 0.25 if len(calls) == 3 else 9.0      # ms; odd calls are products
     monkeypatch.setattr(roofline, "_best_ms", best)
     device = roofline.measured_cpu(size=64, copy_mib=2, turns=3)
-    assert device.peak_tflops == {"fp32": pytest.approx(2 * 64**3 / 0.25e-3 / 1e12)}
+    cores = len(os.sched_getaffinity(0))                # a product on each
+    assert device.peak_tflops == {"fp32": pytest.approx(cores * 2 * 64**3 / 0.25e-3 / 1e12)}
     assert device.bandwidth_gb_per_s == pytest.approx(2 * 2 * 2**20 / 0.5e-3 / 1e9, rel=1e-4)
     assert calls == [10, 5] * 3
 
 
-def test_more_cores_have_at_least_as_much_work_each():
-    assert roofline.work_for(2) == (512, 64)
-    for cores in (1, 2, 4, 16, 64, 128):
-        size, copy_mib = roofline.work_for(cores)
-        assert size % 64 == 0 and 2 * size**3 / cores >= 0.99 * 512**3
-        assert copy_mib <= 512 and copy_mib / cores >= min(32, 512 / cores)
+def test_every_core_multiplies_for_itself_and_the_products_are_right(monkeypatch):
+    seen = []
+
+    def multiplied(a, b, out):
+        seen.append((threading.get_ident(), np.dot(a, b, out=out)[0, 0]))
+
+    monkeypatch.setattr(roofline.np, "matmul", multiplied)
+    roofline.measured_cpu(size=64, copy_mib=2, turns=1)
+    assert len(seen) == 11 * len(os.sched_getaffinity(0)) and {value for _, value in seen} == {64.0}
+    assert threading.get_ident() not in {thread for thread, _ in seen}
 
 
 def test_the_first_run_does_not_count(monkeypatch):

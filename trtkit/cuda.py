@@ -219,8 +219,9 @@ def copy_to_device(buffer: DeviceBuffer, array: np.ndarray, stream: Stream | Non
 
     Args:
         array: C-contiguous; pinned if the copy shall run by itself.
-        stream: returns at once and copies in the stream's order; the array must stay as it is until then. Without
-            one, the call returns when the copy is done.
+        stream: copies in the stream's order. From and to pinned memory the call returns at once, and the array must
+            stay as it is until then; with any other memory the driver may wait. Without a stream, the call returns when
+            the copy is done.
 
     Raises:
         ValueError: the array is not contiguous or larger than the buffer.

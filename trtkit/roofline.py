@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -54,45 +55,37 @@ def matmul_macs(m: int, k: int, n: int, *, batch: int = 1) -> int:
     return batch * m * k * n
 
 
-def measured_cpu(*, size: int | None = None, copy_mib: int | None = None, turns: int = 12) -> Device:
+def measured_cpu(*, size: int = 640, copy_mib: int | None = None, turns: int = 12) -> Device:
     """This machine's CPU, with a peak and a bandwidth that it has reached: the best of several runs of each.
 
-    The peak comes from NumPy's float32 matrix product, whose BLAS uses all cores. The bandwidth comes from copying an
-    array that no cache holds, one part per core; a byte copied is counted twice, read and written. (The memory moves
-    half as much again, since a line is read before it is overwritten.)
+    The peak comes from NumPy's float32 matrix products, one per core at the same time. (One product on all cores would
+    make threads wait for each other inside of it: too small on 16 cores, they wait longer than they compute, and where
+    other work takes a core away all wait for that one, which once made a fifteenth of the peak.) The bandwidth comes
+    from copying an array that no cache holds, one part per core; a byte copied is counted twice, read and written. (The
+    memory moves half as much again, since a line is read before it is overwritten.)
 
     Args:
-        size: of the square matrices; None lets it grow with the cores, see `work_for`.
-        copy_mib: of the array that is copied; likewise.
+        size: of the square matrices; 640 take a core some ms.
+        copy_mib: of the array that is copied; None takes 32 per core, 64 at least and 512 at most.
         turns: of ten products and five copies each, about a second in all; the best of all counts, since what disturbs
             a run only makes it slower. Short runs at different times, so that some meet no other process.
     """
     cores = len(os.sched_getaffinity(0))
-    size, copy_mib = (given or fitting for given, fitting in zip((size, copy_mib), work_for(cores), strict=True))
     a = np.ones((size, size), np.float32)
-    product = np.empty_like(a)
+    products = [np.empty_like(a) for _ in range(cores)]
+    copy_mib = copy_mib or min(32 * max(cores, 2), 512)
     source = np.ones((cores, copy_mib * 2**20 // 4 // cores), np.float32)
     target = np.empty_like(source)
     matmul_ms = copy_ms = float("inf")
-    # OMP_NUM_THREADS, which hubs set, would leave BLAS fewer cores than the runner has, and a roof below its layers.
-    with threadpool_limits(cores), ThreadPoolExecutor(cores) as pool:   # NumPy copies without the interpreter lock
+    with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:   # NumPy does both without the interpreter lock
         for _ in range(turns):
-            matmul_ms = min(matmul_ms, _best_ms(lambda: np.matmul(a, a, out=product), 10))
+            matmul_ms = min(matmul_ms, _best_ms(lambda: list(pool.map(partial(np.matmul, a, a), products)), 10))
             copy_ms = min(copy_ms, _best_ms(lambda: list(pool.map(np.copyto, target, source)), 5))
     return Device(
         name=f"CPU, {cores} cores",
-        peak_tflops={"fp32": 2 * matmul_macs(size, size, size) / matmul_ms / 1e9},
+        peak_tflops={"fp32": 2 * matmul_macs(size, size, size, batch=cores) / matmul_ms / 1e9},
         bandwidth_gb_per_s=2 * source.nbytes / copy_ms / 1e6,
     )
-
-
-def work_for(cores: int) -> tuple[int, int]:
-    """Size of the matrices, and MiB of the array to copy, that keep so many cores busy for a millisecond or more.
-
-    A product of two 512x512 matrices lasts 2 ms on two cores; on 16 the threads would wait for each other longer than
-    they compute, and layers come out far below such a roof. Work per core stays: size^3 grows with the cores.
-    """
-    return 64 * round(8 * (cores / 2) ** (1 / 3) + 0.49), min(32 * max(cores, 2), 512)
 
 
 def _best_ms(run: Callable[[], object], repeats: int) -> float:

@@ -6,7 +6,7 @@ Device and pinned memory are allocated once, for the largest shape of the profil
 
 The network's hundred small kernels take the CPU longer to launch than the GPU to run. So from the second run of a shape
 on the network and the copy back are replayed as one CUDA graph (and the network alone as another, by `launch`). The
-copy to the device stays outside: it runs while the CPU starts the graph, which takes it 40 us. TensorRT writes the
+copy to the device stays outside: it runs while the CPU starts the graph, for 10 to 50 us. TensorRT writes the
 shapes into the context's own memory, so a captured graph holds for the last shape only. Source: TensorRT developer
 guide, "CUDA Graphs", "Working with Dynamic Shapes".
 """
