@@ -107,6 +107,20 @@ def test_another_device_inside_the_block_is_refused(cuda):
         pass
 
 
+@pytest.mark.parametrize(("error", "says"), [("MemoryError", "GPU memory: full; a context needs"),
+                                             ("LogicError", "CUDA: full; see trtkit doctor")])
+def test_a_context_that_cannot_be_made_is_named(cuda, gpu, monkeypatch, error, says):
+    def fail(device):
+        raise getattr(gpu.driver, error)("full")
+
+    monkeypatch.setattr(gpu.driver.Device, "retain_primary_context", fail)
+    with pytest.raises(BackendError, match=says), cuda.primary_context():
+        pass
+    monkeypatch.undo()
+    with cuda.primary_context():
+        assert len(gpu.stack()) == 1
+
+
 def test_autoinit_is_refused(cuda, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycuda.autoinit", sys)
     with pytest.raises(BackendError, match=r"autoinit.*restart the kernel"):

@@ -83,13 +83,20 @@ def _retain(device: int) -> "drv.Context":
 
 def _named(error: "drv.Error") -> BackendError:
     if isinstance(error, drv.MemoryError):
-        free, total = (n // MIB for n in drv.mem_get_info())
-        return BackendError(f"GPU memory: {error}; {free} of {total} MiB are free. Close runners and buffers that are "
-                            "not used, take a smaller batch, or restart other notebooks' kernels")
+        return BackendError(f"GPU memory: {error}; {_free()}. Close runners and buffers that are not used, take a "
+                            "smaller batch, or restart other notebooks' kernels")
     fix = "the process has lost its GPU: restart the kernel" if any(s in str(error) for s in STICKY) else (
         "is the primary context current? Wrap the call in `with cuda.primary_context():`"
         if "context" in str(error) else "see trtkit doctor")
     return BackendError(f"CUDA: {error}; {fix}")
+
+
+def _free() -> str:
+    try:
+        free, total = (n // MIB for n in drv.mem_get_info())
+    except drv.Error:                       # not even the context fitted, and without one nobody tells
+        return "a context needs some hundred MiB, see nvidia-smi"
+    return f"{free} of {total} MiB are free"
 
 
 class _Owner:
