@@ -205,8 +205,9 @@ def test_progress_is_told_where_the_builder_tells_it(build, era):
 
 # What can go wrong --------------------------------------------------------------------------------------------------
 def test_every_parser_error_is_told(build):
-    errors = [(0, "Plugin not found"), (5, "bad axis")]
-    with pytest.raises(BackendError, match=r"graph.onnx.*node 0 \(Conv 'conv'\): Plugin.*; node 5: bad axis"):
+    errors = [(0, "Plugin not found"), (5, "bad axis"), (-1, "of no node")]
+    says = r"graph.onnx.*node 0 \(Conv 'conv'\): Plugin.*; node 5: bad axis; node -1: of no node"
+    with pytest.raises(BackendError, match=says):
         build(script=Script(parser_errors=errors))
 
 

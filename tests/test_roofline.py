@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from threadpoolctl import threadpool_info
 from torch.utils.flop_counter import FlopCounterMode
 
 from trtkit import roofline
@@ -80,6 +81,7 @@ def test_every_core_multiplies_for_itself_and_the_products_are_right(monkeypatch
     seen = []
 
     def multiplied(a, b, out):
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
         seen.append((threading.get_ident(), np.dot(a, b, out=out)[0, 0]))
 
     monkeypatch.setattr(roofline.np, "matmul", multiplied)

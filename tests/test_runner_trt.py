@@ -48,6 +48,7 @@ def _engine(trt, gpu, calls):
             self.address[name] = address
 
         def execute_async_v3(self, handle):
+            assert gpu.stack(), "TensorRT runs in the thread's current context, and there is none"
             n = self.batch
 
             def kernels():
@@ -180,9 +181,17 @@ def test_a_refused_run_is_an_error_and_captures_no_empty_graph(made):
 
 
 def test_a_second_thread_waits_for_no_one(made):
-    with made.runner._busy, pytest.raises(BackendError, match="one thread at a time"):
-        in_thread(lambda: made.runner.infer(feed(2)))
+    with made.runner._busy:
+        for call in calls_of(made.runner):
+            with pytest.raises(BackendError, match="one thread at a time"):
+                in_thread(call)
     in_thread(lambda: check(made.runner, 2))
+
+
+def calls_of(r) -> list:
+    """Whatever may be called from outside."""
+    return [lambda: r.infer(feed(2)), lambda: r.stage(feed(2)), r.upload, r.launch, r.download, r.fetch, r.layers,
+            r.layer_times]
 
 
 def test_everything_is_freed_and_a_closed_one_says_so(made):
@@ -191,5 +200,6 @@ def test_everything_is_freed_and_a_closed_one_says_so(made):
     made.runner.close()
     made.runner.close()
     assert (made.gpu.used, made.gpu.pinned, made.gpu.graphs, made.gpu.streams) == (0, 0, 0, 0)
-    with pytest.raises(BackendError, match="got a closed one"):
-        made.runner.infer(feed(2))
+    for call in calls_of(made.runner):
+        with pytest.raises(BackendError, match="got a closed one"):
+            call()
