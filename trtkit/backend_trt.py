@@ -137,9 +137,9 @@ def parse(graph: Path, builder, log: Log, tell: Callable[..., None] = lambda **_
         parsed = parser.parse(lowered.SerializeToString())
     if not parsed:
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        nodes = (lowered or _read(graph)).graph.node
-        told = "; ".join(f"{_node(nodes, e.node())}: {e.desc()}" for e in errors) or log.said()
-        raise BackendError(f"{Path(graph).name}: TensorRT {trt.__version__} cannot read it{_opset(graph)}: {told}")
+        model = _read(graph) if lowered is None else lowered
+        told = "; ".join(f"{_node(model.graph.node, e.node())}: {e.desc()}" for e in errors) or log.said()
+        raise BackendError(f"{Path(graph).name}: TensorRT {trt.__version__} cannot read it{_opset(model)}: {told}")
     return network, parser
 
 
@@ -157,9 +157,9 @@ def _read(graph: Path) -> onnx.ModelProto:
                            "again") from e
 
 
-def _opset(graph: Path) -> str:
+def _opset(model: onnx.ModelProto) -> str:
     """The commonest reason, named: an opset newer than the parser."""
-    versions = [o.version for o in _read(graph).opset_import if o.domain in ("", "ai.onnx")]
+    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     return f" (opset {versions[0]}; TensorRT 8.6 knows 17 at most: export with opset_version=17)" if versions else ""
 
 

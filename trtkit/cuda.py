@@ -33,7 +33,7 @@ _open: "weakref.WeakSet[_Owner]" = weakref.WeakSet()
 class primary_context:
     """Make the primary context of a device current on this thread for the block; blocks may be nested.
 
-    A class, since an inference enters six of them, and a generator's block costs the CPU four times as much.
+    A class, since an inference enters four of them, and a generator's block costs the CPU four times as much.
 
     Raises:
         BackendError: no such device, no driver, `pycuda.autoinit` was imported, or CUDA failed inside the block.
@@ -83,7 +83,7 @@ def _retain(device: int) -> "drv.Context":
 
 def _named(error: "drv.Error") -> BackendError:
     if isinstance(error, drv.MemoryError):
-        return BackendError(f"GPU memory: {error}; {_free()}. Close runners and buffers that are not used, take a "
+        return BackendError(f"GPU memory: {error}; {_room()}. Close runners and buffers that are not used, take a "
                             "smaller batch, or restart other notebooks' kernels")
     fix = "the process has lost its GPU: restart the kernel" if any(s in str(error) for s in STICKY) else (
         "is the primary context current? Wrap the call in `with cuda.primary_context():`"
@@ -91,7 +91,7 @@ def _named(error: "drv.Error") -> BackendError:
     return BackendError(f"CUDA: {error}; {fix}")
 
 
-def _free() -> str:
+def _room() -> str:
     try:
         free, total = (n // MIB for n in drv.mem_get_info())
     except drv.Error:                       # not even the context fitted, and without one nobody tells

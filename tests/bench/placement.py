@@ -148,7 +148,7 @@ def main() -> None:
     made_from = recorded.provenance(f"python tests/bench/placement.py {shlex.join(sys.argv[1:])}".strip())
     body = {"provenance": made_from, "batch": args.batch, "runs": RUNS, "engines": {}}
     with cuda.primary_context(), tempfile.TemporaryDirectory() as folder:
-        kernels = keep_kernels()
+        kernels = keep_kernels()                # else each build loads them anew
         made = graphs(Path(folder))
         for level, name in itertools.product(args.level, args.only):
             key = name if len(args.level) == 1 else f"{name}, level {level}"
@@ -158,7 +158,7 @@ def main() -> None:
                 gpu = recorded.gpu_model(made_from)
                 out = OUT.format(gpu=gpu, batch=f"_b{args.batch}" if args.batch > 1 else "")
                 recorded.write(args.record / out, body)
-        del kernels
+        del kernels                             # while its context is there
 
 
 if __name__ == "__main__":
