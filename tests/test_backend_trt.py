@@ -156,11 +156,6 @@ def test_an_open_batch_gets_the_profile_of_the_configuration(build):
     assert script.profiles == [{"images": ((1, 3, 8, 8), (4, 3, 8, 8), (16, 3, 8, 8))}]
 
 
-def test_a_range_of_one_size_closes_the_input(build):
-    done, script, _ = build(config=BuildConfig(batch=(4, 4, 4)))
-    assert script.profiles == [] and done["layers"]
-
-
 def test_a_closed_graph_gets_no_profile(build):
     assert build(float_graph(batch=2))[1].profiles == []
 

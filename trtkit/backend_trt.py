@@ -229,9 +229,6 @@ def _profile(builder, network, config: BuildConfig):
                 raise ValueError(f"shapes: {x.name}: got none, expected (min, opt, max) shapes, since more than the "
                                  f"first dimension of {shape} is open")
             three = [(n, *shape[1:]) for n in config.batch]
-        if three[0] == three[2]:            # one size: closed, so that the builder may use all it knows of it
-            x.shape = three[0]
-            continue
         profile = profile or builder.create_optimization_profile()
         profile.set_shape(x.name, *three)
     return profile
