@@ -3,10 +3,13 @@ import os
 import stat
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+import fake_pycuda
 import numpy as np
 import onnx
 import pytest
@@ -302,6 +305,29 @@ def test_small_graph_runs_and_follows_its_seed(tmp_path):
     with engine.load(engine.build(graphs[0], backend="ort")) as runner:
         y = runner.infer({"images": np.ones((2, 3, 32, 32), np.float32)})["y"]
     assert y.shape == (2, 8, 32, 32) and y.min() == 0 < y.max()
+
+
+@pytest.mark.parametrize("part", ["stage_copy", "fetch_copy"])
+def test_copies_are_timed_in_the_middle_of_a_whole_inference(monkeypatch, part):
+    fake_pycuda.install(monkeypatch)
+    x, y, ran, slow_s = np.ones((1, 3, 4, 4), np.float32), np.zeros((1, 8), np.float32), [], 0.02
+    for cuda in fake_pycuda.fresh_cuda(monkeypatch):
+        class Runner:
+            stream = cuda.Stream()
+
+            def launch(self):
+                ran.append("network")
+                time.sleep(slow_s)              # the device's time belongs to no copy
+
+        for name in ("copy_to_device", "copy_to_host"):
+            really = getattr(cuda, name)
+            monkeypatch.setattr(cuda, name, lambda *args, n=name, f=really: (ran.append(n), f(*args)))
+        with ExitStack() as stack:
+            timed = bench_runtime._copies_timed(Runner(), x, [y, y], cuda, stack)
+            times = timed[part](3)
+        Runner.stream.close()
+    assert ran == 3 * ["copy_to_device", "network", "copy_to_host", "copy_to_host"]
+    assert len(times) == 3 and 0 < max(times) < 1000 * slow_s
 
 
 # ---------------------------------------------------------------------------------------------------- contenders

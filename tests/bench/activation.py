@@ -1,0 +1,121 @@
+"""What LeakyReLU costs an INT8 engine: YOLOv3-416, width 1.0, as it is, with the pair before LeakyReLU, with ReLU.
+
+    python tests/bench/activation.py --record                   # about 5 minutes at level 1; --level 3: about 15
+
+TensorRT fuses LeakyReLU into the convolution, but 8.6's fast INT8 kernels end in a ReLU or in nothing; the ones that
+can do more take up to four times as long (level 1). "relu" is the same graph with other activations: another network,
+which would have to be trained, but its time tells. "early" keeps the network: where LeakyReLU goes into an Add, the
+Q/DQ pair stands before it, so that the convolution writes codes at once and the Add's kernel, which reads them anyhow,
+does the LeakyReLU on the way. "blocks" has the stem of `stem.py` besides.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import onnx
+from stem import DEPTH, stem_to_depth
+
+from trtkit import bench_graphs, bench_speed, cache, engine, qdq, recorded
+from trtkit.engine import BuildConfig
+from trtkit.wiring import wiring
+
+OUT = "activation_yolov3_{gpu}.json"            # in datasets/results
+
+
+def with_relu(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with ReLU for each LeakyReLU."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for node in changed.graph.node:
+        if node.op_type == "LeakyRelu":
+            node.op_type = "Relu"
+            del node.attribute[:]
+    return changed
+
+
+def early_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose pairs between a LeakyReLU and an Add stand before the LeakyReLU.
+
+    The scale stays: the largest value is the same on both sides, and of the numbers below its negative, which are
+    clipped now, LeakyReLU would leave a tenth. Between 0 and there the codes are ten times as fine as before.
+
+    Args:
+        model: of `qdq.insert_qdq(..., target="trt")`.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    wires = wiring(changed)
+    behind: dict[str, onnx.NodeProto] = {}          # output of a pair -> the LeakyReLU that reads it now
+    for add in (n for n in wires.nodes if n.op_type == "Add"):
+        for i, name in enumerate(add.input):
+            dq = wires.writer.get(name)
+            q = wires.writer.get(dq.input[0]) if dq is not None and dq.op_type == "DequantizeLinear" else None
+            leaky = wires.writer.get(q.input[0]) if q is not None else None
+            alone = all(len(wires.readers[n.output[0]]) == 1 for n in (leaky, q, dq) if n is not None)
+            if leaky is not None and leaky.op_type == "LeakyRelu" and alone:
+                q.input[0], leaky.input[0], add.input[i] = leaky.input[0], name, leaky.output[0]
+                behind[name] = leaky
+    ordered = []                                    # writers before readers
+    for node in wires.nodes:
+        if node.op_type != "LeakyRelu" or node.input[0] not in behind:
+            ordered += [node, behind[node.output[0]]] if node.output[0] in behind else [node]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del changed.graph.node[:]
+    changed.graph.node.extend(copies)
+    onnx.checker.check_model(changed)
+    return changed
+
+
+def int8_blocks(width: float, work: Path) -> onnx.ModelProto:
+    """`bench_graphs.graph(width, "int8", work)` with the stem on blocks, in 8 bits as well."""
+    fp32 = bench_graphs.graph(width, "fp32", work)
+    model = stem_to_depth(onnx.load(fp32))
+    table = dict(bench_graphs.table(fp32, width))
+    table[DEPTH] = table["images"]
+    return qdq.insert_qdq(model, table, target="trt", skip=qdq.head_convs(model), rest="fp16")
+
+
+def graphs(width: float, work: Path) -> dict:
+    """Makers of the INT8 graphs by name."""
+    def plain():
+        return onnx.load(bench_graphs.graph(width, "int8", work))
+
+    return {"leaky": plain, "relu": lambda: with_relu(plain()), "early": lambda: early_pairs(plain()),
+            "blocks": lambda: int8_blocks(width, work),
+            "early, blocks": lambda: early_pairs(int8_blocks(width, work))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", type=Path, nargs="?", const=recorded.RESULTS, help="folder of the results")
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="folder of graphs and random weights")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--level", type=int, default=1, help="the builder's optimization level, 0 to 5")
+    parser.add_argument("--only", nargs="+", metavar="GRAPH", help="of leaky, relu, early, blocks, 'early, blocks'")
+    args = parser.parse_args()
+    made_from = recorded.provenance(f"python tests/bench/activation.py {shlex.join(sys.argv[1:])}".strip())
+    args.work.mkdir(parents=True, exist_ok=True)
+    makers, plans = graphs(1.0, args.work), {}
+    config = BuildConfig(batch=(args.batch,) * 3, optimization_level=args.level)
+    with engine.kept_builder():
+        for name in args.only or makers:
+            path = args.work / f"activation_{name.replace(', ', '_')}.onnx"
+            onnx.save(makers[name](), path)
+            plans[name] = engine.build(path, config, backend="trt")
+            sys.stdout.write(f"{name}: built in {cache.sidecar(plans[name])['build_s']} s\n")
+            sys.stdout.flush()
+    found = {name: {**times, "layers": bench_speed.layers(plans[name], batch=args.batch, runs=20)}
+             for name, times in bench_speed.engines(plans, args.batch).items()}
+    for name, times in found.items():
+        sys.stdout.write(f"{name}: {times['median_ms']} ms, {times['images_per_s']} images/s\n")
+    if args.record:
+        out = args.record / OUT.format(gpu=recorded.gpu_model(made_from))
+        before = recorded.load(out.name, out.parent) if out.is_file() else {}
+        key = f"b{args.batch} level {args.level}"
+        recorded.write(out, {**before, "provenance": made_from, key: {**before.get(key, {}), **found}})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The graphs whose engines `tests/bench/activation.py` compares."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from trtkit import qdq
+from trtkit.calib import Range
+from trtkit.wiring import wiring
+
+sys.path.insert(0, str(Path(__file__).parent / "bench"))
+from activation import early_pairs, with_relu
+
+HIGH = 4.0
+
+
+def residual(activation: str = "LeakyRelu") -> onnx.ModelProto:
+    """1x1 convolutions whose channels are copies, so that the numbers between them are known."""
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 4, 4, 4] x) => (float[1, 4, 4, 4] y) <float[4, 4, 1, 1] w> {{
+        a = Conv (x, w)
+        r = {activation} (a)
+        s = Add (x, r)
+        y = Conv (s, w)
+    }}""")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32)[..., None, None], "w"))
+    for i, node in enumerate(n for n in model.graph.node if n.op_type == "Conv"):
+        node.name = f"conv{i}"
+    table = dict.fromkeys(qdq.activation_names(model), Range(-HIGH, HIGH))
+    return qdq.insert_qdq(model, table, target="trt")
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+
+def codes(x: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(x * 127 / HIGH), -127, 127) * HIGH / 127
+
+
+def test_the_pair_stands_before_leaky_relu_and_computes_what_it_says():
+    model = early_pairs(residual())
+    wires = wiring(model)
+    (add,) = (n for n in wires.nodes if n.op_type == "Add")
+    (leaky,) = (n for n in wires.nodes if n.op_type == "LeakyRelu")
+    assert leaky.output[0] in add.input and wires.writer_type(leaky.input[0]) == "DequantizeLinear"
+    x = np.random.default_rng(0).uniform(-1.9, 1.9, (1, 4, 4, 4)).astype(np.float32)
+    a = codes(codes(x))                                     # the first convolution's output, in codes
+    expected = codes(np.where(a < 0, 0.01 * a, a) + codes(x))
+    np.testing.assert_allclose(run(model, x), expected, atol=1e-5)
+
+
+def test_no_pair_is_lost_or_made():
+    before = residual()
+    for op in ("QuantizeLinear", "DequantizeLinear", "LeakyRelu"):
+        count = [sum(n.op_type == op for n in m.graph.node) for m in (before, early_pairs(before))]
+        assert count[0] == count[1] > 0
+    assert early_pairs(early_pairs(before)) == early_pairs(before)
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Sigmoid"])
+def test_other_activations_keep_their_pairs(activation):
+    assert early_pairs(residual(activation)) == residual(activation)
+
+
+def test_with_relu_changes_the_activation_alone():
+    model = with_relu(residual())
+    x = np.random.default_rng(1).uniform(-1.9, 1.9, (1, 4, 4, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(model, x), run(residual("Relu"), x), atol=1e-6)
+    assert not any(n.op_type == "LeakyRelu" for n in model.graph.node)
