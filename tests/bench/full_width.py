@@ -3,12 +3,16 @@
     python tests/bench/full_width.py train WEIGHTS --limit-s 540    # a GPU; as many steps as fit into the time
     python tests/bench/full_width.py engines WEIGHTS --record       # a GPU with TensorRT: mAP and time per precision
     python tests/bench/full_width.py accuracy WEIGHTS --record      # any machine: mAP of the graphs in ONNX Runtime
+    python tests/bench/full_width.py train RELU --start WEIGHTS     # the same network with ReLU, trained on
+    python tests/bench/full_width.py engines RELU --contest 32      # and beside PyTorch, 32 images at once
 
-Writes datasets/results/{train,engines,accuracy}_yolov3_w1_GPU.json, or _cpu.json. Nothing but rendered scenes is seen,
-the seed is fixed, and the steps that fitted are in the file: with them as --steps, the run can be made again.
+Writes datasets/results/{train,engines,accuracy}_yolov3_w1_GPU.json, or _cpu.json; "w1relu" with ReLU. Nothing but
+rendered scenes is seen, the seed is fixed, and the steps that fitted are in the file: with them as --steps, the run can
+be made again.
 """
 
 import argparse
+import shlex
 import sys
 import tempfile
 import time
@@ -25,8 +29,10 @@ TIMED_STEPS, WARM_STEPS = 30, 10
 SCORING_S = 50              # to export, and to score 200 images on a CPU
 
 
-def network() -> models.YOLOv3:
-    """The paper's 75 convolutions, for the scenes' classes, with fresh weights."""
+def network(start: Path | None) -> models.YOLOv3:
+    """The paper's 75 convolutions, for the scenes' classes, with fresh weights, or `start`'s with ReLU for LeakyReLU."""
+    if start:
+        return models.use_relu(models.load_weights(start))
     torch.manual_seed(0)
     model = models.YOLOv3(len(data.scenes.CLASSES), WIDTH)
     init_head_bias(model)
@@ -36,7 +42,7 @@ def network() -> models.YOLOv3:
 def steps_that_fit(training: data.TrainingSet, args: argparse.Namespace, left_s: float) -> int:
     """How many steps take so many seconds: measured on some, the first of which choose kernels."""
     config = TrainConfig(steps=TIMED_STEPS, batch=args.batch, lr=1e-5, warmup=1)
-    model = network()
+    model = network(args.start)
     fit(model, training, config, stop=WARM_STEPS, progress=False)
     begun = time.perf_counter()
     fit(model, training, config, progress=False)        # reads its loss at the end, so it waits for the GPU
@@ -56,7 +62,7 @@ def train(args: argparse.Namespace) -> dict:
     sys.stdout.write(f"rendered in {rendered_s:.0f} s; {config}\n")
     sys.stdout.flush()
     begun = time.perf_counter()
-    tuned = fit(network(), training, config, progress=False)
+    tuned = fit(network(args.start), training, config, progress=False)
     train_s = time.perf_counter() - begun
     models.save_weights(tuned, args.weights)
     graph = weights.to_graph(args.weights, Path(tempfile.mkdtemp(prefix="trtkit-")) / "w1.onnx")
@@ -69,7 +75,8 @@ def train(args: argparse.Namespace) -> dict:
 
 
 def engines(args: argparse.Namespace) -> dict:
-    """mAP of the engines of one image, on the whole test split, and their device time in turn."""
+    """mAP of the engines of one image, on the whole test split, and their device time in turn; with --contest, those of
+    so many images beside PyTorch."""
     from trtkit import bench_accuracy, bench_speed
 
     folder = args.weights.parent
@@ -78,10 +85,14 @@ def engines(args: argparse.Namespace) -> dict:
     with engine.kept_builder():
         plans = {precision: engine.build(bench_graphs.typed(fp32, precision, 0.25), config, backend="trt")
                  for precision in bench_graphs.PRECISIONS}      # ranges of as many images as the trained quarter's
+        many = engine.BuildConfig(batch=(args.contest,) * 3, optimization_level=args.level) if args.contest else None
+        of_many = {precision: engine.build(bench_graphs.typed(fp32, precision, 0.25), many, backend="trt")
+                   for precision in ("fp16", "int8") if many}
     found = {name: dict(scored) for name, scored in bench_accuracy.mean_average_precision(plans)}
     for name, times in bench_speed.engines(plans, 1).items():
         found[name] |= times
-    return {"level": args.level, "by_precision": found}
+    contest = {f"b{args.contest}": bench_speed.contest(of_many, args.weights, args.contest)} if of_many else {}
+    return {"level": args.level, "by_precision": found, **contest}
 
 
 def accuracy(args: argparse.Namespace) -> dict:
@@ -105,14 +116,18 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="peak of the cosine")
     parser.add_argument("--images", type=int, default=16_000, help="of the training split, 0.5 MB of memory each")
     parser.add_argument("--test-images", type=int, default=data.TEST_IMAGES)
+    parser.add_argument("--start", type=Path, metavar="WEIGHTS", help="of train: put ReLU into these, and train on")
+    parser.add_argument("--contest", type=int, default=0, metavar="BATCH", help="of engines: a batch beside PyTorch")
     parser.add_argument("--level", type=int, default=2, help="optimization level of the engines")
     args = parser.parse_args()
-    made_from = recorded.provenance(f"python tests/bench/full_width.py {' '.join(sys.argv[1:])}")
+    made_from = recorded.provenance(f"python tests/bench/full_width.py {shlex.join(sys.argv[1:])}")
     body = {"train": train, "engines": engines, "accuracy": accuracy}[args.part](args)
     sys.stdout.write(f"{body}\n")
     if args.record:
         gpu = recorded.gpu_model(made_from) or "cpu"
-        recorded.write(args.record / f"{args.part}_yolov3_w1_{gpu}.json", {"provenance": made_from, **body})
+        relu = weights.activation(weights.read_weights(args.weights)[1]) == "relu"
+        out = args.record / f"{args.part}_yolov3_w1{'relu' * relu}_{gpu}.json"
+        recorded.write(out, {"provenance": made_from, **body})
 
 
 if __name__ == "__main__":
