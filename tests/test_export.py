@@ -158,6 +158,8 @@ def test_max_abs_diff_is_the_largest_over_all_outputs_and_shows_nan():
         assert np.isnan(export.max_abs_diff(_FakeRunner(*outputs), _Two(), x))
     with pytest.raises(ValueError):
         export.max_abs_diff(_FakeRunner(x), _Two(), x)
+    with pytest.raises(ValueError, match=r"got shape \(0, 3, 2, 2\), expected at least one image"):
+        export.max_abs_diff(_FakeRunner(x, x), _Two(), x[:0])
 
 
 def test_max_abs_diff_takes_a_module_with_one_output_and_leaves_its_mode():

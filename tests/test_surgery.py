@@ -112,6 +112,17 @@ def test_bytes_in_are_floats_by_the_factor():
         surgery.uint8_input(model)
 
 
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf])
+def test_a_factor_that_leaves_nothing_is_refused(scale):
+    with pytest.raises(ValueError, match=r"scale: got .* expected a finite number other than 0"):
+        surgery.uint8_input(NET, scale)
+
+
+def test_no_outputs_are_no_part():
+    with pytest.raises(ValueError, match="cut: got no outputs"):
+        surgery.cut(NET, ["x"], [])
+
+
 def test_two_inputs_cannot_become_bytes():
     io = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "aby"]
     model = helper.make_model(helper.make_graph([helper.make_node("Add", ["a", "b"], ["y"])], "g", io[:2], io[2:]))

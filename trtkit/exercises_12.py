@@ -6,8 +6,13 @@ from trtkit.check import Exercise
 
 
 def _frames_dropped(source_fps: float, frame_ms: list[float]) -> int:
-    """Of the frames that arrive while one is processed the newest waits and is next; the others are lost."""
-    return sum(max(0, math.floor(ms * source_fps / 1000) - 1) for ms in frame_ms)
+    """The newest frame that has arrived when one is done is next; those between the two are lost."""
+    now = lost = current = 0
+    for ms in frame_ms:
+        now = max(now, current * 1000 / source_fps) + ms
+        newest = max(math.floor(now * source_fps / 1000), current + 1)
+        lost, current = lost + newest - current - 1, newest
+    return lost
 
 
 def _amdahl(infer_ms: float, other_ms: float, infer_speedup: float) -> float:
@@ -17,11 +22,13 @@ def _amdahl(infer_ms: float, other_ms: float, infer_speedup: float) -> float:
 EXERCISES = {
     "12_frames_dropped": Exercise(
         _frames_dropped,
-        [(25.0, [30.0, 39.0]), (25.0, [41.0, 90.0, 10.0]), (30.0, [100.0] * 5)],
+        [(25.0, [30.0, 39.0]), (25.0, [41.0, 90.0, 10.0]), (30.0, [100.0] * 5),
+         (25.0, [41.0] * 100), (25.0, [79.0] * 100), (20.0, [10.0, 120.0, 10.0, 10.0])],
         (
-            "count, for each processing time by itself, the frames that arrive meanwhile",
-            "during t ms floor(t * fps / 1000) frames arrive; if there are any, the newest of them is not lost",
-            "return sum(max(0, int(ms * source_fps / 1000) - 1) for ms in frame_ms)",
+            "keep a clock: when is this frame done, and which is the newest that has arrived by then?",
+            "a frame starts at the later of two times: the one before it is done, or it has arrived, at k * 1000 / fps",
+            "for ms in frame_ms: now = max(now, current * 1000 / source_fps) + ms; newest = max(int(now * source_fps / "
+            "1000), current + 1); lost += newest - current - 1; current = newest",
         ),
     ),
     "12_amdahl": Exercise(

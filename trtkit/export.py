@@ -126,8 +126,10 @@ def max_abs_diff(
         The difference, in the outputs' unit (logits for YOLOv3).
 
     Raises:
-        ValueError: the reference has other outputs than the runner.
+        ValueError: no image, or the reference has other outputs than the runner.
     """
+    if not x_nchw.size:
+        raise ValueError(f"x_nchw: got shape {x_nchw.shape}, expected at least one image")
     (name,) = runner.inputs
     got = runner.infer({name: x_nchw})
     expected = _torch_outputs(reference, x_nchw) if hasattr(reference, "forward") else reference({name: x_nchw})

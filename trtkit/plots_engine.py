@@ -23,12 +23,15 @@ def fusion(counts: Mapping[str, Mapping[str, int]], *, named: int = 8) -> None:
         for kind, n in bar.items():
             totals[kind] = totals.get(kind, 0) + n
     kinds = sorted(totals, key=lambda k: -totals[k])[:named]
+    colors = dict(zip(kinds, BAR_COLORS, strict=False))
+    if len(totals) > len(kinds):
+        colors["others"] = OTHERS
     figure, ax = plt.subplots(figsize=(9, 1.5 + 0.55 * len(counts)), layout="constrained")
     for row, bar in enumerate(counts.values()):
         left = 0
         others = sum(n for kind, n in bar.items() if kind not in kinds)
-        parts = [*((k, bar.get(k, 0)) for k in kinds), ("others", others)]
-        for (kind, n), color in zip(parts, (*BAR_COLORS[: len(kinds)], OTHERS), strict=True):
+        for kind, color in colors.items():
+            n = bar.get(kind, others if kind == "others" else 0)
             ax.barh(row, n, left=left, color=color, height=0.7, label=kind if row == 0 else None)
             if n >= 0.035 * max(sum(c.values()) for c in counts.values()):
                 ax.text(left + n / 2, row, str(n), ha="center", va="center", fontsize=9)

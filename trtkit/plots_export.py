@@ -56,7 +56,7 @@ def _draw(ax: plt.Axes, boxes: Sequence[Box], marked: Sequence[str], notes: bool
             reader = boxes[i]
             # A way past the rows in between bends, so that it does not run through their boxes.
             passed = [abs(b.column - box.column) for b in boxes if box.row < b.row < reader.row]
-            bend = (0.35 + 0.3 * max(passed)) * (1 if reader.column <= box.column else -1) if passed else 0.0
+            bend = (0.45 + 0.3 * max(passed)) * (1 if reader.column <= box.column else -1) if passed else 0.0
             ax.add_patch(FancyArrowPatch((box.column, -box.row), (reader.column, -reader.row), arrowstyle="-|>",
                                          mutation_scale=9, shrinkA=9, shrinkB=10, lw=1, color="#555555",
                                          connectionstyle=f"arc3,rad={bend}"))

@@ -6,6 +6,7 @@ Each function takes a graph and returns another; the argument is unchanged. The 
 Source: ONNX, "Python API overview"; "ONNX textual syntax".
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -26,8 +27,11 @@ def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -
         outputs: tensors that it returns.
 
     Raises:
-        ValueError: a tensor that the graph does not have, or one that the outputs need and the inputs do not give.
+        ValueError: no outputs, a tensor that the graph does not have, or one that the outputs need and the inputs do
+            not give.
     """
+    if not outputs:
+        raise ValueError("cut: got no outputs, expected at least one tensor")
     written = {name for node in model.graph.node for name in node.output}
     fed = {i.name for i in model.graph.input}
     if unknown := [n for n in (*inputs, *outputs) if n not in written | fed]:
@@ -128,8 +132,10 @@ def uint8_input(model: onnx.ModelProto, scale: float = 1 / 255) -> onnx.ModelPro
         A graph with an input of the same name and shape, UINT8.
 
     Raises:
-        ValueError: another number of inputs, or one that is not float32.
+        ValueError: another number of inputs, one that is not float32, or a scale that is 0, NaN or infinite.
     """
+    if not (math.isfinite(scale) and scale):
+        raise ValueError(f"scale: got {scale}, expected a finite number other than 0, such as 1/255")
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:

@@ -30,7 +30,7 @@ SCORING_S = 50              # to export, and to score 200 images on a CPU
 
 
 def network(start: Path | None) -> models.YOLOv3:
-    """The paper's 75 convolutions, for the scenes' classes, with fresh weights, or `start`'s with ReLU for LeakyReLU."""
+    """The paper's 75 convolutions, for the scenes' classes, with fresh weights, or `start`'s and ReLU."""
     if start:
         return models.use_relu(models.load_weights(start))
     torch.manual_seed(0)
