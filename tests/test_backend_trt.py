@@ -1,6 +1,7 @@
 """The build path of the TensorRT backend in three eras, on a fake that has exactly the names of each."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -245,6 +246,16 @@ def test_the_plans_environment_names_gpu_and_version(era, monkeypatch):
     with installed(monkeypatch, era, Script()) as trtkit_trt:
         text = trtkit_trt.backend_trt.environment()
     assert f"tensorrt {surface(era)['version']}" in text and "NVIDIA Fake" in text and "9.0" in text
+
+
+def test_a_plan_of_another_version_of_this_code_is_another(era, monkeypatch, tmp_path):
+    with installed(monkeypatch, era, Script()) as trtkit_trt:
+        module, before = trtkit_trt.backend_trt, trtkit_trt.backend_trt.environment()
+        timing = module._timing_path()
+        (tmp_path / "changed.py").write_bytes(Path(module.__file__).read_bytes() + b"# other flags")
+        monkeypatch.setattr(module, "__file__", str(tmp_path / "changed.py"))
+        assert module.environment() != before
+        assert module._timing_path() == timing          # how long a kernel takes is no matter of ours
 
 
 # The fake itself ----------------------------------------------------------------------------------------------------

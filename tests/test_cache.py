@@ -208,6 +208,14 @@ def test_a_plan_of_another_machine_is_refused_and_built_again(plan, graph):
     assert plans.sidecar(plan)["environment"] == backend_ort.environment()
 
 
+def test_what_another_version_of_the_builder_made_is_built_again(plan, graph, monkeypatch, tmp_path):
+    (tmp_path / "changed.py").write_bytes(Path(backend_ort.__file__).read_bytes() + b"# leaves out one optimizer more")
+    monkeypatch.setattr(backend_ort, "__file__", str(tmp_path / "changed.py"))
+    with pytest.raises(BackendError, match=r"it was made on .* this is"):
+        engine.load(plan)
+    assert _build(graph) != plan
+
+
 @pytest.mark.parametrize("key", ["backend", "graph_sha256", "config", "environment", "plan_sha256"])
 def test_a_sidecar_that_does_not_tell_all_is_not_trusted(plan, graph, key):
     sidecar = plans.sidecar(plan)

@@ -243,3 +243,8 @@ def test_a_truncated_table_is_refused(tmp_path):
 def test_a_missing_table_is_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         calib.load_table(tmp_path / "t.json", graph_sha256="a")
+
+
+def test_an_infer_that_returns_nothing_is_named():
+    with pytest.raises(ValueError, match="infer: returned no tensors"):
+        calib.collect(lambda x: {}, [np.ones((1, 3), np.float32)], progress=False)

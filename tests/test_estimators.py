@@ -116,3 +116,10 @@ def test_an_estimate_changes_nothing_in_the_histogram(rng):
         estimate(h)
     np.testing.assert_array_equal(h.counts, before[0])
     assert (h.width, h.zeros) == before[1:]
+
+
+@pytest.mark.parametrize("estimate", [calib.amax_mse, calib.amax_entropy])
+@pytest.mark.parametrize("levels", [0, -3])
+def test_no_levels_are_no_grid(estimate, levels, rng):
+    with pytest.raises(ValueError, match=f"levels: got {levels}, expected at least 1"):
+        estimate(_histogram(rng.normal(size=1000)), levels=levels)

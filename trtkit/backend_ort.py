@@ -12,6 +12,7 @@ import onnxruntime as ort
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from trtkit.engine import BackendError, BuildConfig, TensorSpec, check_feed
+from trtkit.files import sha256
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -25,12 +26,15 @@ DTYPES = {
 
 
 def environment() -> str:
-    """What a plan depends on: ORT's version and the CPU, since its layouts follow the instruction set."""
+    """What a plan depends on: ORT's version, the CPU, since its layouts follow the instruction set, and this module.
+
+    What it leaves out of the optimizer has changed before, and plans of other rules are slower or have other numbers.
+    """
     flags = ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
-    return f"onnxruntime {ort.__version__} {platform.machine()} {flags}"
+    return f"onnxruntime {ort.__version__} {platform.machine()} {flags}, built by {sha256(Path(__file__))[:8]}"
 
 
 def _session(

@@ -18,7 +18,7 @@ import tensorrt as trt
 
 from trtkit import cache, cuda, nvidia, precision, trt_process, weak_types
 from trtkit.engine import BackendError, BuildConfig
-from trtkit.files import replacing
+from trtkit.files import replacing, sha256
 from trtkit.trt_plan import LOGGER, Log, deserialize, inspect
 
 MIB = 1 << 20
@@ -27,7 +27,12 @@ TACTIC_SOURCES = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 
 
 def environment() -> str:
-    """What a plan depends on besides graph and configuration."""
+    """What a plan depends on besides graph and configuration: the machine, and the code that asks for types."""
+    code = "".join(sha256(Path(module))[:8] for module in (__file__, weak_types.__file__))
+    return f"{_machine()}, built by {code}"
+
+
+def _machine() -> str:
     with cuda.primary_context():
         name, capability = cuda.device_name(), cuda.compute_capability()
     driver = nvidia.read().driver or "unknown"
@@ -257,7 +262,7 @@ def _monitor(tell):
 
 
 def _timing_path() -> Path:
-    name = "".join(c if c.isalnum() or c in ".-" else "_" for c in environment())
+    name = "".join(c if c.isalnum() or c in ".-" else "_" for c in _machine())
     return cache.folder() / "timing" / f"{name}.cache"
 
 

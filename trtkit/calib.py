@@ -59,7 +59,8 @@ def collect(
         One histogram per name, with the number and the hash of the images.
 
     Raises:
-        ValueError: no batches, a tensor with NaN or infinity (named), or a state of another graph or other images.
+        ValueError: no batches, no tensors, a tensor with NaN or infinity (named), or a state of another graph or of
+            other images.
     """
     if (state is not None and not graph_sha256) or save_every < 1:
         raise ValueError(f"state: got graph_sha256 {graph_sha256!r} and save_every {save_every}, expected the graph's "
@@ -80,6 +81,8 @@ def collect(
             save_state(state, State(histograms, done, images, digest.hexdigest()), graph_sha256=graph_sha256)
     if before and done < before.batches:
         _require_same_images(digest.hexdigest(), before, state)
+    if done and not histograms:
+        raise ValueError("infer: returned no tensors, expected activations by name; see export.expose_tensors")
     if not histograms:
         raise ValueError("batches: got none, expected at least one calibration image; see data.load_split('calib')")
     if state is not None and not (before and done == before.batches):

@@ -18,6 +18,11 @@ from trtkit.histogram import Histogram
 MSE_CANDIDATES = 1024
 
 
+def _require_levels(levels: int) -> None:
+    if levels < 1:
+        raise ValueError(f"levels: got {levels}, expected at least 1")
+
+
 def _require_data(hist: Histogram) -> None:
     if hist.counts.sum() == 0:
         raise ValueError("histogram: got no values, expected at least one; the calibration set is empty")
@@ -62,9 +67,10 @@ def amax_mse(hist: Histogram, *, levels: int = 127) -> float:
         One of 1,024 thresholds, evenly spaced up to the largest value seen; the first of equal ones.
 
     Raises:
-        ValueError: the histogram is empty.
+        ValueError: the histogram is empty, or no levels.
     """
     _require_data(hist)
+    _require_levels(levels)
     if hist.amax == 0:
         return 0.0
     bins = np.arange(len(hist.counts))                                          # everything in units of a bin
@@ -101,9 +107,10 @@ def amax_entropy(hist: Histogram, *, levels: int = 128) -> float:
         A bin edge, at most the largest value seen; the largest of equal ones, which clips least.
 
     Raises:
-        ValueError: the histogram is empty.
+        ValueError: the histogram is empty, or no levels.
     """
     _require_data(hist)
+    _require_levels(levels)
     used = np.trim_zeros(hist.counts, "b").astype(np.float64)
     used[0] -= hist.zeros
     if used.sum() == 0 or len(used) <= levels:          # only zeros; or denormal numbers, too few bins to merge

@@ -63,7 +63,7 @@ def losses(loss_points: Mapping[str, Mapping[str, float]]) -> None:
     measures = list(next(iter(loss_points.values())))
     figure, axes = plt.subplots(1, len(measures), figsize=(5 * len(measures), 2.6), layout="constrained", sharey=True)
     for ax, measure in zip(axes, measures, strict=True):
-        values = [loss[measure] for loss in loss_points.values()]
+        values = [round(loss[measure], 1) + 0.0 for loss in loss_points.values()]      # -0.0 becomes 0.0
         bars = ax.barh(list(loss_points), values, color=[COLORS[name] for name in loss_points])
         ax.bar_label(bars, fmt=" %.1f", padding=2)
         ax.axvline(0, color="k", lw=0.8)
