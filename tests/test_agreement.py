@@ -111,6 +111,8 @@ def test_summary_weighs_boxes_not_images():
 
 
 def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="conf_thr: got nan"):
+        compare(_found([A]), _found([A]), conf_thr=np.nan)
     for bad in (_found([A], [np.nan]), _found([[0, 0, np.inf, 1]])):
         with pytest.raises(ValueError, match="b: got NaN or infinity"):
             compare(NOTHING, bad)

@@ -146,6 +146,8 @@ def test_bad_input_is_refused():
         judge([NOTHING], [_truth([A])] * 2, 2)
     with pytest.raises(ValueError, match=r"detections\[0\].scores: got NaN"):
         judge([_found([A], [np.nan])], [_truth([A])], 2)
+    with pytest.raises(ValueError, match="conf_thr: got nan"):
+        judge([_found([A])], [_truth([A])], 2, conf_thr=np.nan)
     for thresholds in ({"iou_thr": 0.1}, {"iou_near": 0.0}, {"iou_thr": 1.5}, {"iou_near": 0.6}):
         with pytest.raises(ValueError, match="expected 0 < iou_near < iou_thr <= 1"):
             judge([NOTHING], [_truth([A])], 2, **thresholds)
