@@ -248,12 +248,14 @@ def test_the_plans_environment_names_gpu_and_version(era, monkeypatch):
     assert f"tensorrt {surface(era)['version']}" in text and "NVIDIA Fake" in text and "9.0" in text
 
 
-def test_a_plan_of_another_version_of_this_code_is_another(era, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["backend_trt", "precision", "weak_types"])
+def test_a_plan_of_another_version_of_this_code_is_another(era, monkeypatch, tmp_path, name):
     with installed(monkeypatch, era, Script()) as trtkit_trt:
-        module, before = trtkit_trt.backend_trt, trtkit_trt.backend_trt.environment()
-        timing = module._timing_path()
-        (tmp_path / "changed.py").write_bytes(Path(module.__file__).read_bytes() + b"# other flags")
-        monkeypatch.setattr(module, "__file__", str(tmp_path / "changed.py"))
+        module = trtkit_trt.backend_trt
+        changed = module if name == "backend_trt" else getattr(module, name)
+        before, timing = module.environment(), module._timing_path()
+        (tmp_path / "changed.py").write_bytes(Path(changed.__file__).read_bytes() + b"# other flags")
+        monkeypatch.setattr(changed, "__file__", str(tmp_path / "changed.py"))
         assert module.environment() != before
         assert module._timing_path() == timing          # how long a kernel takes is no matter of ours
 

@@ -13,7 +13,7 @@ from trtkit.calib import Range
 from trtkit.wiring import wiring
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
-from activation import early_pairs, with_relu
+from activation import GRAPHS, early_pairs, graphs, with_relu
 
 HIGH = 4.0
 
@@ -64,6 +64,14 @@ def test_no_pair_is_lost_or_made():
     assert early_pairs(early_pairs(before)) == early_pairs(before)
 
 
+def test_a_leaky_relu_that_others_read_keeps_its_place():
+    model = residual()
+    (leaky,) = (n for n in model.graph.node if n.op_type == "LeakyRelu")
+    model.graph.node.append(onnx.helper.make_node("Identity", [leaky.output[0]], ["also"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("also", onnx.TensorProto.FLOAT, [1, 4, 4, 4]))
+    assert early_pairs(model) == model
+
+
 @pytest.mark.parametrize("activation", ["Relu", "Sigmoid"])
 def test_other_activations_keep_their_pairs(activation):
     assert early_pairs(residual(activation)) == residual(activation)
@@ -74,3 +82,12 @@ def test_with_relu_changes_the_activation_alone():
     x = np.random.default_rng(1).uniform(-1.9, 1.9, (1, 4, 4, 4)).astype(np.float32)
     np.testing.assert_allclose(run(model, x), run(residual("Relu"), x), atol=1e-6)
     assert not any(n.op_type == "LeakyRelu" for n in model.graph.node)
+
+
+def test_every_graph_of_the_quarter_width_is_made(tmp_path):
+    makers = graphs(0.25, tmp_path)
+    assert tuple(makers) == GRAPHS
+    nodes = {name: [n.op_type for n in makers[name]().graph.node] for name in GRAPHS}
+    assert "LeakyRelu" not in nodes["relu"] and nodes["leaky"].count("LeakyRelu") == nodes["early"].count("LeakyRelu")
+    assert [name for name in GRAPHS if "SpaceToDepth" in nodes[name]] == ["blocks", "early, blocks"]
+    assert nodes["early"] != nodes["leaky"] and nodes["early, blocks"] != nodes["blocks"]

@@ -245,6 +245,9 @@ def test_a_missing_table_is_a_missing_file(tmp_path):
         calib.load_table(tmp_path / "t.json", graph_sha256="a")
 
 
-def test_an_infer_that_returns_nothing_is_named():
+def test_an_infer_that_returns_nothing_is_named_before_anything_is_saved(tmp_path):
+    state = tmp_path / "state.npz"
     with pytest.raises(ValueError, match="infer: returned no tensors"):
-        calib.collect(lambda x: {}, [np.ones((1, 3), np.float32)], progress=False)
+        calib.collect(lambda x: {}, [np.ones((1, 3), np.float32)], state=state, graph_sha256="g", save_every=1,
+                      progress=False)
+    assert not state.exists()

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from trtkit import eras, plots_engine
+from trtkit import eras, plots, plots_engine
 
 
 def test_fusion_draws_every_operator_once(axes):
@@ -13,6 +13,18 @@ def test_fusion_draws_every_operator_once(axes):
     lengths = [sum(p.get_width() for p in axes[0].patches if round(p.get_y() + p.get_height() / 2) == row)
                for row in (0, 1)]
     assert lengths == [10, 7]
+
+
+def test_more_types_than_colors_are_drawn_all_the_same(axes):
+    plots_engine.fusion({"graph": {f"op{i}": 10 for i in range(10)}}, named=10)
+    assert sum(p.get_width() for p in axes[0].patches) == 100
+    plots_engine.fusion({"graph": {"Conv": 5, "Relu": 4}})
+    assert [bar.get_label() for bar in axes[-1].containers] == ["Conv", "Relu"]        # and no others
+
+
+def test_no_pictures_are_named():
+    with pytest.raises(ValueError, match="pictures: got none"):
+        plots.images([])
 
 
 def test_strips_color_precisions_and_lower_what_only_copies(axes):

@@ -112,7 +112,7 @@ def test_bytes_in_are_floats_by_the_factor():
         surgery.uint8_input(model)
 
 
-@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf, 1e-50, 1e39])
 def test_a_factor_that_leaves_nothing_is_refused(scale):
     with pytest.raises(ValueError, match=r"scale: got .* expected a finite number other than 0"):
         surgery.uint8_input(NET, scale)

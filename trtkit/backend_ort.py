@@ -23,6 +23,7 @@ DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }
+CODE = sha256(Path(__file__))[:8]         # of what runs here; the file may change meanwhile
 
 
 def environment() -> str:
@@ -34,7 +35,7 @@ def environment() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
-    return f"onnxruntime {ort.__version__} {platform.machine()} {flags}, built by {sha256(Path(__file__))[:8]}"
+    return f"onnxruntime {ort.__version__} {platform.machine()} {flags}, built by {CODE}"
 
 
 def _session(

@@ -27,8 +27,9 @@ TACTIC_SOURCES = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 
 
 def environment() -> str:
-    """What a plan depends on besides graph and configuration: the machine, and the code that asks for types."""
-    code = "".join(sha256(Path(module))[:8] for module in (__file__, weak_types.__file__))
+    """What a plan depends on besides graph and configuration: the machine, and the code that chooses types
+    and flags."""
+    code = "".join(sha256(Path(module))[:8] for module in (__file__, precision.__file__, weak_types.__file__))
     return f"{_machine()}, built by {code}"
 
 

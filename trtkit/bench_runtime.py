@@ -76,8 +76,8 @@ def _copies_timed(runner, x: np.ndarray, outputs: Sequence[np.ndarray], cuda, st
                   ) -> dict[str, Callable[[int], list[float]]]:
     """Host time of the copies into and out of pinned memory, each in the middle of a whole inference.
 
-    Repeated alone, such a copy finds the caches as it left them: that of a small detector's outputs took 29 us, and 59
-    within an inference (H100), where the input has just passed through them.
+    Repeated alone, such a copy finds the caches as it left them: that of a small detector's outputs took 29 us, and
+    within an inference, where the input has just passed through them, it was seen to take 59 (H100).
     """
     enter = stack.enter_context
     source, input_buffer = enter(cuda.PinnedArray(x.shape, x.dtype)), enter(cuda.DeviceBuffer(x.nbytes))

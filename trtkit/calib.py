@@ -77,12 +77,12 @@ def collect(
                 _require_same_images(digest.hexdigest(), before, state)
             continue
         _add(histograms, infer(batch))
+        if not histograms:          # before a state says that these batches were seen
+            raise ValueError("infer: returned no tensors, expected activations by name; see export.expose_tensors")
         if state is not None and done % save_every == 0:
             save_state(state, State(histograms, done, images, digest.hexdigest()), graph_sha256=graph_sha256)
     if before and done < before.batches:
         _require_same_images(digest.hexdigest(), before, state)
-    if done and not histograms:
-        raise ValueError("infer: returned no tensors, expected activations by name; see export.expose_tensors")
     if not histograms:
         raise ValueError("batches: got none, expected at least one calibration image; see data.load_split('calib')")
     if state is not None and not (before and done == before.batches):

@@ -14,7 +14,7 @@ def _bits_needed(amax_over_rms: float, sqnr_db: float) -> int:
 
 
 def _folded_bias(b_codes: np.ndarray, zero_point_a: int, bias: np.ndarray) -> np.ndarray:
-    return bias - zero_point_a * b_codes.astype(np.int64).sum(0)
+    return bias - zero_point_a * b_codes.sum(0)
 
 
 def _mantissa_bits(width_px: int, tol_px: float) -> int:

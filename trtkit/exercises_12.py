@@ -22,13 +22,14 @@ def _amdahl(infer_ms: float, other_ms: float, infer_speedup: float) -> float:
 EXERCISES = {
     "12_frames_dropped": Exercise(
         _frames_dropped,
-        [(25.0, [30.0, 39.0]), (25.0, [41.0, 90.0, 10.0]), (30.0, [100.0] * 5),
+        [(25.0, [30.0, 39.0]), (25.0, [41.0, 90.0, 10.0]), (30.0, [101.0] * 5),
          (25.0, [41.0] * 100), (25.0, [79.0] * 100), (20.0, [10.0, 120.0, 10.0, 10.0])],
         (
             "keep a clock: when is this frame done, and which is the newest that has arrived by then?",
             "a frame starts at the later of two times: the one before it is done, or it has arrived, at k * 1000 / fps",
-            "for ms in frame_ms: now = max(now, current * 1000 / source_fps) + ms; newest = max(int(now * source_fps / "
-            "1000), current + 1); lost += newest - current - 1; current = newest",
+            "now = lost = current = 0; for ms in frame_ms: now = max(now, current * 1000 / source_fps) + ms; newest = "
+            "max(int(now * source_fps / 1000), current + 1); lost += newest - current - 1; current = newest; at the "
+            "end: return lost",
         ),
     ),
     "12_amdahl": Exercise(

@@ -63,9 +63,9 @@ def losses(loss_points: Mapping[str, Mapping[str, float]]) -> None:
     measures = list(next(iter(loss_points.values())))
     figure, axes = plt.subplots(1, len(measures), figsize=(5 * len(measures), 2.6), layout="constrained", sharey=True)
     for ax, measure in zip(axes, measures, strict=True):
-        values = [round(loss[measure], 1) + 0.0 for loss in loss_points.values()]      # -0.0 becomes 0.0
+        values = [loss[measure] for loss in loss_points.values()]
         bars = ax.barh(list(loss_points), values, color=[COLORS[name] for name in loss_points])
-        ax.bar_label(bars, fmt=" %.1f", padding=2)
+        ax.bar_label(bars, fmt=lambda v: f" {round(v, 1) + 0.0:.1f}", padding=2)      # -0.0 becomes 0.0
         ax.axvline(0, color="k", lw=0.8)
         ax.set(xlabel=f"points of {measure} lost", xlim=(min(0, *values) * 1.3, max(1, *values) * 1.2))
         ax.spines[["top", "right"]].set_visible(False)

@@ -16,13 +16,13 @@ def fusion(counts: Mapping[str, Mapping[str, int]], *, named: int = 8) -> None:
 
     Args:
         counts: by title, number of nodes or layers by type.
-        named: how many types get a color of their own, the commonest; the rest is "others".
+        named: how many types get a color of their own, the commonest, at most 8; the rest is "others".
     """
     totals: dict[str, int] = {}
     for bar in counts.values():
         for kind, n in bar.items():
             totals[kind] = totals.get(kind, 0) + n
-    kinds = sorted(totals, key=lambda k: -totals[k])[:named]
+    kinds = sorted(totals, key=lambda k: -totals[k])[: min(named, len(BAR_COLORS))]
     colors = dict(zip(kinds, BAR_COLORS, strict=False))
     if len(totals) > len(kinds):
         colors["others"] = OTHERS

@@ -175,10 +175,10 @@ def sqnr_db(x: np.ndarray, x_quantized: np.ndarray) -> float:
         raise ValueError(f"x_quantized: got shape {x_quantized.shape}, expected {x.shape}")
     if not x.size:
         raise ValueError(f"x: got shape {x.shape}, expected at least one number")
+    require_finite(x, "x")
+    require_finite(x_quantized, "x_quantized")
     signal = np.square(x, dtype=np.float64).sum()
     noise = np.square(np.subtract(x, x_quantized, dtype=np.float64)).sum()
-    if not np.isfinite([signal, noise]).all():
-        raise ValueError("x, x_quantized: got NaN or infinity, expected finite numbers")
     if noise == 0:
         return float("inf")
     if signal == 0:

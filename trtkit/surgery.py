@@ -6,9 +6,9 @@ Each function takes a graph and returns another; the argument is unchanged. The 
 Source: ONNX, "Python API overview"; "ONNX textual syntax".
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, inliner, parser
 from onnx.utils import Extractor
@@ -132,9 +132,11 @@ def uint8_input(model: onnx.ModelProto, scale: float = 1 / 255) -> onnx.ModelPro
         A graph with an input of the same name and shape, UINT8.
 
     Raises:
-        ValueError: another number of inputs, one that is not float32, or a scale that is 0, NaN or infinite.
+        ValueError: another number of inputs, one that is not float32, or a scale that is 0, NaN or infinite in float32.
     """
-    if not (math.isfinite(scale) and scale):
+    with np.errstate(over="ignore"):
+        stored = np.float32(scale)                  # as the graph holds it
+    if not (np.isfinite(stored) and stored):
         raise ValueError(f"scale: got {scale}, expected a finite number other than 0, such as 1/255")
     constants = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]

@@ -17,11 +17,12 @@ from pathlib import Path
 import onnx
 from stem import DEPTH, stem_to_depth
 
-from trtkit import bench_graphs, bench_speed, cache, engine, qdq, recorded
+from trtkit import bench, bench_graphs, bench_speed, cache, engine, qdq, recorded
 from trtkit.engine import BuildConfig
 from trtkit.wiring import wiring
 
 OUT = "activation_yolov3_{gpu}.json"            # in datasets/results
+GRAPHS = ("leaky", "relu", "early", "blocks", "early, blocks")
 
 
 def with_relu(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -78,7 +79,7 @@ def int8_blocks(width: float, work: Path) -> onnx.ModelProto:
 
 
 def graphs(width: float, work: Path) -> dict:
-    """Makers of the INT8 graphs by name."""
+    """Makers of `GRAPHS`."""
     def plain():
         return onnx.load(bench_graphs.graph(width, "int8", work))
 
@@ -93,28 +94,33 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="folder of graphs and random weights")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--level", type=int, default=1, help="the builder's optimization level, 0 to 5")
-    parser.add_argument("--only", nargs="+", metavar="GRAPH", help="of leaky, relu, early, blocks, 'early, blocks'")
+    parser.add_argument("--only", nargs="+", choices=GRAPHS, default=GRAPHS, metavar="GRAPH", help=f"of {GRAPHS}")
     args = parser.parse_args()
     made_from = recorded.provenance(f"python tests/bench/activation.py {shlex.join(sys.argv[1:])}".strip())
+    out = args.record / OUT.format(gpu=recorded.gpu_model(made_from)) if args.record else None
+    if out and out.is_file():
+        bench.merged(out, made_from)            # refuses before the device's time is spent
     args.work.mkdir(parents=True, exist_ok=True)
     makers, plans = graphs(1.0, args.work), {}
     config = BuildConfig(batch=(args.batch,) * 3, optimization_level=args.level)
     with engine.kept_builder():
-        for name in args.only or makers:
+        for name in args.only:
             path = args.work / f"activation_{name.replace(', ', '_')}.onnx"
             onnx.save(makers[name](), path)
             plans[name] = engine.build(path, config, backend="trt")
             sys.stdout.write(f"{name}: built in {cache.sidecar(plans[name])['build_s']} s\n")
             sys.stdout.flush()
-    found = {name: {**times, "layers": bench_speed.layers(plans[name], batch=args.batch, runs=20)}
-             for name, times in bench_speed.engines(plans, args.batch).items()}
+    found = bench_speed.engines(plans, args.batch)
     for name, times in found.items():
         sys.stdout.write(f"{name}: {times['median_ms']} ms, {times['images_per_s']} images/s\n")
-    if args.record:
-        out = args.record / OUT.format(gpu=recorded.gpu_model(made_from))
-        before = recorded.load(out.name, out.parent) if out.is_file() else {}
-        key = f"b{args.batch} level {args.level}"
-        recorded.write(out, {**before, "provenance": made_from, key: {**before.get(key, {}), **found}})
+    sys.stdout.flush()
+    for name, times in found.items():
+        times["layers"] = bench_speed.layers(plans[name], batch=args.batch, runs=20)
+    if out:
+        body = bench.merged(out, made_from) if out.is_file() else {"provenance": made_from}
+        for name, times in found.items():
+            body = bench.add(body, f"b{args.batch} level {args.level}", name, times, made_from)
+        recorded.write(out, body)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ def engines(args: argparse.Namespace) -> dict:
     found = {name: dict(scored) for name, scored in bench_accuracy.mean_average_precision(plans)}
     for name, times in bench_speed.engines(plans, 1).items():
         found[name] |= times
+    sys.stdout.write(f"{found}\n")
+    sys.stdout.flush()                          # the contest may fail, and these took minutes
     contest = {f"b{args.contest}": bench_speed.contest(of_many, args.weights, args.contest)} if of_many else {}
     return {"level": args.level, "by_precision": found, **contest}
 
@@ -120,6 +122,10 @@ def main() -> None:
     parser.add_argument("--contest", type=int, default=0, metavar="BATCH", help="of engines: a batch beside PyTorch")
     parser.add_argument("--level", type=int, default=2, help="optimization level of the engines")
     args = parser.parse_args()
+    if (args.start and args.part != "train") or (args.contest and args.part != "engines"):
+        parser.error("--start is of train, --contest of engines")
+    if args.start and (width := float(weights.read_weights(args.start)[1]["width"])) != WIDTH:
+        parser.error(f"--start: got weights of width {width}, expected {WIDTH}")
     made_from = recorded.provenance(f"python tests/bench/full_width.py {shlex.join(sys.argv[1:])}")
     body = {"train": train, "engines": engines, "accuracy": accuracy}[args.part](args)
     sys.stdout.write(f"{body}\n")
