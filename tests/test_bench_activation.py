@@ -87,7 +87,10 @@ def test_with_relu_changes_the_activation_alone():
 def test_every_graph_of_the_quarter_width_is_made(tmp_path):
     makers = graphs(0.25, tmp_path)
     assert tuple(makers) == GRAPHS
-    nodes = {name: [n.op_type for n in makers[name]().graph.node] for name in GRAPHS}
+    models = {name: makers[name]() for name in GRAPHS}
+    for model in models.values():
+        onnx.checker.check_model(model)         # every tensor that is read is there
+    nodes = {name: [n.op_type for n in model.graph.node] for name, model in models.items()}
     assert "LeakyRelu" not in nodes["relu"] and nodes["leaky"].count("LeakyRelu") == nodes["early"].count("LeakyRelu")
     assert [name for name in GRAPHS if "SpaceToDepth" in nodes[name]] == ["blocks", "early, blocks"]
     assert nodes["early"] != nodes["leaky"] and nodes["early, blocks"] != nodes["blocks"]

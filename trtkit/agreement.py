@@ -7,7 +7,6 @@ which is 1 exactly where both found the same boxes with the same classes. Detect
 one that a user works with: a box that slipped from a score of 0.26 to 0.24 is not one that vanished.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from trtkit.engine import Runner
 from trtkit.evaluate import CONF_THR
+from trtkit.heads import check_conf
 from trtkit.yolo import Detection, detect, iou
 
 
@@ -88,11 +88,10 @@ def compare(a: Detection, b: Detection, *, conf_thr: float = 0.25, iou_thr: floa
         iou_thr: from which two boxes are about the same object, above 0.
 
     Raises:
-        ValueError: an IoU threshold outside (0, 1], a `conf_thr` that is NaN, or a box or score that is NaN or
+        ValueError: `conf_thr` outside (0, 1), an IoU threshold outside (0, 1], or a box or score that is NaN or
             infinite.
     """
-    if math.isnan(conf_thr):
-        raise ValueError(f"conf_thr: got {conf_thr}, expected a number from 0 to 1; try 0.25")
+    check_conf(conf_thr)
     if not 0 < iou_thr <= 1:
         raise ValueError(f"iou_thr: got {iou_thr}, expected above 0 and at most 1; try 0.5")
     for name, found in (("a", a), ("b", b)):

@@ -27,8 +27,10 @@ TACTIC_SOURCES = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 
 
 def environment() -> str:
-    """What a plan depends on besides graph and configuration: the machine, and the code that chooses types
-    and flags."""
+    """What a plan depends on besides graph and configuration: the machine, and the code that chooses types and flags.
+
+    The code is read at each call, unlike ONNX Runtime's: a build runs in a process that reads these files then.
+    """
     code = "".join(sha256(Path(module))[:8] for module in (__file__, precision.__file__, weak_types.__file__))
     return f"{_machine()}, built by {code}"
 

@@ -12,7 +12,6 @@ Source: Bolya et al. 2020, "TIDE: A General Toolbox for Identifying Object Detec
 purpose: its errors of two kinds at once, which are "invented" here, and what correcting each kind would gain.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtkit.evaluate import SIZES, Truth, check, sizes_of
+from trtkit.heads import check_conf
 from trtkit.yolo import Detection, iou
 
 KINDS = ("right", "confused", "duplicate", "displaced", "invented", "ignored")
@@ -84,9 +84,8 @@ def judge(
 
 
 def at_least(detection: Detection, conf_thr: float) -> Detection:
-    """The detections whose score reaches a threshold, in their order; ValueError for one that is no number."""
-    if math.isnan(conf_thr):
-        raise ValueError(f"conf_thr: got {conf_thr}, expected a number from 0 to 1; try 0.25")
+    """The detections whose score reaches a threshold, in their order; ValueError for one outside (0, 1)."""
+    check_conf(conf_thr)
     kept = detection.scores >= conf_thr
     return Detection(detection.boxes_xyxy[kept], detection.scores[kept], detection.labels[kept])
 

@@ -59,7 +59,7 @@ def decode(
         ValueError: not one head and one row of anchors per stride, a batch larger than 1, channels that do not divide,
             heads that belong to different inputs, conf_thr outside (0, 1), or a NaN (an infinite logit is no harm).
     """
-    _check_conf(conf_thr)
+    check_conf(conf_thr)
     anchors = np.asarray(anchors, np.float32)
     if anchors.ndim != 3 or len(anchors) != len(strides) or anchors.shape[2] != 2:
         raise ValueError(f"anchors: got shape {anchors.shape}, expected ({len(strides)}, A, 2), a row per stride")
@@ -103,7 +103,7 @@ def decode_boxes(
     Raises:
         ValueError: other shapes, conf_thr outside (0, 1), or a NaN score.
     """
-    _check_conf(conf_thr)
+    check_conf(conf_thr)
     if boxes_xyxy.ndim != 3 or scores.ndim != 3 or boxes_xyxy.shape != (1, scores.shape[1], 4):
         raise ValueError(f"boxes_xyxy, scores: got shapes {boxes_xyxy.shape}, {scores.shape}, expected (1, B, 4) and "
                          "(1, B, K); pass one image at a time")
@@ -115,7 +115,8 @@ def decode_boxes(
     return boxes_xyxy[0, box].astype(np.float32, copy=False), score, label
 
 
-def _check_conf(conf_thr: float) -> None:
+def check_conf(conf_thr: float) -> None:
+    """ValueError for a threshold of scores outside (0, 1), NaN included."""
     if not 0 < conf_thr < 1:
         raise ValueError(f"conf_thr: got {conf_thr}, expected a number between 0 and 1 (exclusive); try 0.25")
 

@@ -75,7 +75,7 @@ def to_graph(weights: Path, out: Path) -> Path:
     model = onnx.load(dataset_file(STRUCTURE))
     graph = model.graph
     if activation(metadata) == "relu":
-        _use_relu(graph)
+        use_relu(graph)
     places = {i.name: i for i in graph.initializer}
     outputs = {o.name: o.type.tensor_type.shape.dim[1] for o in graph.output}
     made = {graph.input[0].name: (3, "images")}     # tensor -> its channels, and the weights that made them
@@ -130,8 +130,13 @@ def activation(metadata: dict[str, str]) -> str:
     return found
 
 
-def _use_relu(graph: onnx.GraphProto) -> None:
-    """Relu for LeakyRelu, with the names that PyTorch's exporter gives."""
+def use_relu(graph: onnx.GraphProto) -> None:
+    """Put Relu in the place of every LeakyRelu, in the graph itself, with the names that PyTorch's exporter gives.
+
+    `models.use_relu` for a graph; constants that are named after an activation, such as its scale, follow.
+    """
+    for constant in graph.initializer:
+        constant.name = constant.name.replace("LeakyRelu", "Relu")
     for node in graph.node:
         if node.op_type == "LeakyRelu":
             node.op_type = "Relu"

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 from stem import DEPTH, stem_to_depth
 
-from trtkit import bench, bench_graphs, bench_speed, cache, engine, qdq, recorded
+from trtkit import bench, bench_graphs, bench_speed, cache, engine, qdq, recorded, weights
 from trtkit.engine import BuildConfig
 from trtkit.wiring import wiring
 
@@ -29,10 +29,7 @@ def with_relu(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with ReLU for each LeakyReLU."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    for node in changed.graph.node:
-        if node.op_type == "LeakyRelu":
-            node.op_type = "Relu"
-            del node.attribute[:]
+    weights.use_relu(changed.graph)
     return changed
 
 
@@ -98,8 +95,9 @@ def main() -> None:
     args = parser.parse_args()
     made_from = recorded.provenance(f"python tests/bench/activation.py {shlex.join(sys.argv[1:])}".strip())
     out = args.record / OUT.format(gpu=recorded.gpu_model(made_from)) if args.record else None
+    body = {"provenance": made_from}
     if out and out.is_file():
-        bench.merged(out, made_from)            # refuses before the device's time is spent
+        body = bench.merged(out, made_from)     # refuses before the device's time is spent
     args.work.mkdir(parents=True, exist_ok=True)
     makers, plans = graphs(1.0, args.work), {}
     config = BuildConfig(batch=(args.batch,) * 3, optimization_level=args.level)
@@ -116,10 +114,8 @@ def main() -> None:
     sys.stdout.flush()
     for name, times in found.items():
         times["layers"] = bench_speed.layers(plans[name], batch=args.batch, runs=20)
+        body = bench.add(body, f"b{args.batch} level {args.level}", name, times, made_from)
     if out:
-        body = bench.merged(out, made_from) if out.is_file() else {"provenance": made_from}
-        for name, times in found.items():
-            body = bench.add(body, f"b{args.batch} level {args.level}", name, times, made_from)
         recorded.write(out, body)
 
 

@@ -16,6 +16,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,13 +82,16 @@ def engines(args: argparse.Namespace) -> dict:
 
     folder = args.weights.parent
     fp32 = weights.to_graph(args.weights, folder / "w1_trained_fp32.onnx")
-    config = engine.BuildConfig(batch=(1, 1, 1), optimization_level=args.level)
+    graphs = {precision: bench_graphs.typed(fp32, precision, 0.25)      # ranges of as many images as the quarter's
+              for precision in bench_graphs.PRECISIONS}
+
+    def built(batch: int, precisions: Sequence[str]) -> dict[str, Path]:
+        config = engine.BuildConfig(batch=(batch,) * 3, optimization_level=args.level)
+        return {precision: engine.build(graphs[precision], config, backend="trt") for precision in precisions}
+
     with engine.kept_builder():
-        plans = {precision: engine.build(bench_graphs.typed(fp32, precision, 0.25), config, backend="trt")
-                 for precision in bench_graphs.PRECISIONS}      # ranges of as many images as the trained quarter's
-        many = engine.BuildConfig(batch=(args.contest,) * 3, optimization_level=args.level) if args.contest else None
-        of_many = {precision: engine.build(bench_graphs.typed(fp32, precision, 0.25), many, backend="trt")
-                   for precision in ("fp16", "int8") if many}
+        plans = built(1, bench_graphs.PRECISIONS)
+        of_many = built(args.contest, ("fp16", "int8")) if args.contest else {}
     found = {name: dict(scored) for name, scored in bench_accuracy.mean_average_precision(plans)}
     for name, times in bench_speed.engines(plans, 1).items():
         found[name] |= times
