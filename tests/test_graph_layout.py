@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from trtkit import plots_export
-from trtkit.graph_layout import layout
+from trtkit.graph_layout import Box, layout
 from trtkit.small_net import four_convolutions
 
 
@@ -45,6 +45,14 @@ def test_a_shortcut_is_drawn_with_the_shapes_on_its_way():
     model.graph.node.insert(0, helper.make_node("Constant", [], ["k"], value_float=1.0))
     model.graph.node.insert(1, helper.make_node("Sqrt", ["k"], ["root"]))
     assert len(layout(model)) == len(boxes)              # constants are not drawn
+
+
+def test_a_way_bends_around_boxes_and_is_straight_beside_them():
+    chain = [Box("node", "node", row, 0.0, readers, "") for row, readers in enumerate([(1, 3), (2,), (3,), ()])]
+    assert plots_export._bend(chain[0], chain[3], chain) > 0.4 and plots_export._bend(chain[1], chain[2], chain) == 0
+    branch = [Box("right", "node", 0, 0.5, (2,), ""), Box("left", "node", 1, -0.5, (2,), ""),
+              Box("both", "node", 2, 0.0, (), "")]
+    assert plots_export._bend(branch[0], branch[2], branch) == 0
 
 
 def test_pictures_return_nothing():

@@ -50,13 +50,21 @@ def graphs(models: Mapping[str, Graph], *, marked: Sequence[str] = (), notes: bo
     plt.close(figure)
 
 
+def _bend(box: Box, reader: Box, boxes: Sequence[Box]) -> float:
+    """How far the way between two boxes leaves the straight line, so that it runs through no box in between; 0 where
+    the straight line meets none."""
+    passed = [b for b in boxes if box.row < b.row < reader.row]
+    slope = (reader.column - box.column) / (reader.row - box.row)
+    if not any(abs(box.column + slope * (b.row - box.row) - b.column) < 0.5 for b in passed):
+        return 0.0
+    return (0.45 + 0.3 * max(abs(b.column - box.column) for b in passed)) * (1 if reader.column <= box.column else -1)
+
+
 def _draw(ax: plt.Axes, boxes: Sequence[Box], marked: Sequence[str], notes: bool) -> None:
     for box in boxes:
         for i in box.readers:
             reader = boxes[i]
-            # A way past the rows in between bends, so that it does not run through their boxes.
-            passed = [abs(b.column - box.column) for b in boxes if box.row < b.row < reader.row]
-            bend = (0.45 + 0.3 * max(passed)) * (1 if reader.column <= box.column else -1) if passed else 0.0
+            bend = _bend(box, reader, boxes)
             ax.add_patch(FancyArrowPatch((box.column, -box.row), (reader.column, -reader.row), arrowstyle="-|>",
                                          mutation_scale=9, shrinkA=9, shrinkB=10, lw=1, color="#555555",
                                          connectionstyle=f"arc3,rad={bend}"))
