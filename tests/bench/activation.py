@@ -1,12 +1,14 @@
 """What LeakyReLU costs an INT8 engine: YOLOv3-416, width 1.0, as it is, with the pair before LeakyReLU, with ReLU.
 
-    python tests/bench/activation.py --record                   # about 5 minutes at level 1; --level 3: about 15
+    python tests/bench/activation.py --record                   # about 8 minutes at level 1; --level 3: about 30
+    python tests/bench/activation.py --record --only split --level 3 --contest      # and PyTorch beside it
 
 TensorRT fuses LeakyReLU into the convolution, but 8.6's fast INT8 kernels end in a ReLU or in nothing; the ones that
 can do more take up to four times as long (level 1). "relu" is the same graph with other activations: another network,
 which would have to be trained, but its time tells. "early" keeps the network: where LeakyReLU goes into an Add, the
 Q/DQ pair stands before it, so that the convolution writes codes at once and the Add's kernel, which reads them anyhow,
-does the LeakyReLU on the way. "blocks" has the stem of `stem.py` besides.
+does the LeakyReLU on the way. "split" puts a pair before every other LeakyReLU of a convolution larger than 1x1, too,
+if one stands behind it: a kernel more, which only reads and writes codes. "blocks" has the stem of `stem.py` besides.
 """
 
 import argparse
@@ -14,15 +16,17 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import helper
 from stem import DEPTH, stem_to_depth
 
 from trtkit import bench, bench_graphs, bench_speed, cache, engine, qdq, recorded, weights
 from trtkit.engine import BuildConfig
-from trtkit.wiring import wiring
+from trtkit.wiring import Wiring, wiring
 
 OUT = "activation_yolov3_{gpu}.json"            # in datasets/results
-GRAPHS = ("leaky", "relu", "early", "blocks", "early, blocks")
+GRAPHS = ("leaky", "relu", "early", "split", "blocks", "early, blocks", "split, blocks")
 
 
 def with_relu(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -66,6 +70,45 @@ def early_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
+def split_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with a second pair, of the same scale, before each LeakyReLU between a convolution and a pair.
+
+    The same scale changes no code above zero. Convolutions of 1x1 keep their LeakyReLU: they have too little to do for
+    a kernel more to pay.
+
+    Args:
+        model: of `early_pairs`, where those before an Add are done.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    wires, nodes = wiring(changed), []
+    for node in wires.nodes:
+        conv = wires.writer.get(node.input[0]) if node.op_type == "LeakyRelu" else None
+        behind = wires.readers.get(node.output[0], [])
+        if (conv is not None and conv.op_type == "Conv" and _quantized(wires, conv) and _size(wires, conv) > 1
+                and len(wires.readers[conv.output[0]]) == 1 and [n.op_type for n in behind] == ["QuantizeLinear"]):
+            source, codes, number = (f"{conv.output[0]}{end}" for end in ("", "_codes", "_dq"))
+            parameters = behind[0].input[1:]
+            nodes += [helper.make_node("QuantizeLinear", [source, *parameters], [codes], codes),
+                      helper.make_node("DequantizeLinear", [codes, *parameters], [number], number)]
+            node.input[0] = number
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del changed.graph.node[:]
+    changed.graph.node.extend(copies)
+    onnx.checker.check_model(changed)
+    return changed
+
+
+def _quantized(wires: Wiring, conv: onnx.NodeProto) -> bool:
+    return all(wires.writer_type(name) == "DequantizeLinear" for name in conv.input[:2])
+
+
+def _size(wires: Wiring, conv: onnx.NodeProto) -> int:
+    """Of the kernel, in pixels."""
+    return int(np.prod(wires.constants[wires.writer[conv.input[1]].input[0]].shape[2:]))
+
+
 def int8_blocks(width: float, work: Path) -> onnx.ModelProto:
     """`bench_graphs.graph(width, "int8", work)` with the stem on blocks, in 8 bits as well."""
     fp32 = bench_graphs.graph(width, "fp32", work)
@@ -80,9 +123,13 @@ def graphs(width: float, work: Path) -> dict:
     def plain():
         return onnx.load(bench_graphs.graph(width, "int8", work))
 
+    def blocks():
+        return int8_blocks(width, work)
+
     return {"leaky": plain, "relu": lambda: with_relu(plain()), "early": lambda: early_pairs(plain()),
-            "blocks": lambda: int8_blocks(width, work),
-            "early, blocks": lambda: early_pairs(int8_blocks(width, work))}
+            "split": lambda: split_pairs(early_pairs(plain())), "blocks": blocks,
+            "early, blocks": lambda: early_pairs(blocks()),
+            "split, blocks": lambda: split_pairs(early_pairs(blocks()))}
 
 
 def main() -> None:
@@ -92,6 +139,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--level", type=int, default=1, help="the builder's optimization level, 0 to 5")
     parser.add_argument("--only", nargs="+", choices=GRAPHS, default=GRAPHS, metavar="GRAPH", help=f"of {GRAPHS}")
+    parser.add_argument("--contest", action="store_true", help="PyTorch beside them, in the same process")
     args = parser.parse_args()
     made_from = recorded.provenance(f"python tests/bench/activation.py {shlex.join(sys.argv[1:])}".strip())
     out = args.record / OUT.format(gpu=recorded.gpu_model(made_from)) if args.record else None
@@ -108,13 +156,18 @@ def main() -> None:
             plans[name] = engine.build(path, config, backend="trt")
             sys.stdout.write(f"{name}: built in {cache.sidecar(plans[name])['build_s']} s\n")
             sys.stdout.flush()
-    found = bench_speed.engines(plans, args.batch)
+    if args.contest:
+        found = bench_speed.contest(plans, bench_graphs.weights_file(1.0, args.work), args.batch)
+        found = {name.removeprefix("tensorrt "): times for name, times in found.items()}
+    else:
+        found = bench_speed.engines(plans, args.batch)
     for name, times in found.items():
         sys.stdout.write(f"{name}: {times['median_ms']} ms, {times['images_per_s']} images/s\n")
     sys.stdout.flush()
     for name, times in found.items():
-        times["layers"] = bench_speed.layers(plans[name], batch=args.batch, runs=20)
-        body = bench.add(body, f"b{args.batch} level {args.level}", name, times, made_from)
+        if name in plans:
+            times["layers"] = bench_speed.layers(plans[name], batch=args.batch, runs=20)
+        body = bench.add(body, f"b{args.batch} level {args.level}{', contest' * args.contest}", name, times, made_from)
     if out:
         recorded.write(out, body)
 
