@@ -100,6 +100,9 @@ def split_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
+PAIRS = {"early": early_pairs, "split": lambda model: split_pairs(early_pairs(model))}
+
+
 def _quantized(wires: Wiring, conv: onnx.NodeProto) -> bool:
     return all(wires.writer_type(name) == "DequantizeLinear" for name in conv.input[:2])
 
@@ -127,9 +130,8 @@ def graphs(width: float, work: Path) -> dict:
         return int8_blocks(width, work)
 
     return {"leaky": plain, "relu": lambda: with_relu(plain()), "early": lambda: early_pairs(plain()),
-            "split": lambda: split_pairs(early_pairs(plain())), "blocks": blocks,
-            "early, blocks": lambda: early_pairs(blocks()),
-            "split, blocks": lambda: split_pairs(early_pairs(blocks()))}
+            "split": lambda: PAIRS["split"](plain()), "blocks": blocks,
+            "early, blocks": lambda: early_pairs(blocks()), "split, blocks": lambda: PAIRS["split"](blocks())}
 
 
 def main() -> None:

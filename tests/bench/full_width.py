@@ -20,7 +20,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import onnx
 import torch
+from activation import PAIRS
 
 from trtkit import bench_graphs, data, engine, evaluate, models, recorded, weights
 from trtkit.train import TrainConfig, fit, init_head_bias
@@ -83,14 +85,16 @@ def engines(args: argparse.Namespace) -> dict:
     folder = args.weights.parent
     fp32 = weights.to_graph(args.weights, folder / "w1_trained_fp32.onnx")
     graphs = {precision: bench_graphs.typed(fp32, precision, 0.25)      # ranges of as many images as the quarter's
-              for precision in bench_graphs.PRECISIONS}
+              for precision in args.precisions}
+    if args.pairs:
+        onnx.save(PAIRS[args.pairs](onnx.load(graphs["int8"])), graphs["int8"])
 
     def built(batch: int, precisions: Sequence[str]) -> dict[str, Path]:
         config = engine.BuildConfig(batch=(batch,) * 3, optimization_level=args.level)
         return {precision: engine.build(graphs[precision], config, backend="trt") for precision in precisions}
 
     with engine.kept_builder():
-        plans = built(1, bench_graphs.PRECISIONS)
+        plans = built(1, args.precisions)
         of_many = built(args.contest, ("fp16", "int8")) if args.contest else {}
     found = {name: dict(scored) for name, scored in bench_accuracy.mean_average_precision(plans)}
     for name, times in bench_speed.engines(plans, 1).items():
@@ -98,7 +102,7 @@ def engines(args: argparse.Namespace) -> dict:
     sys.stdout.write(f"{found}\n")
     sys.stdout.flush()                          # the contest may fail, and these took minutes
     contest = {f"b{args.contest}": bench_speed.contest(of_many, args.weights, args.contest)} if of_many else {}
-    return {"level": args.level, "by_precision": found, **contest}
+    return {"level": args.level, "pairs": args.pairs, "by_precision": found, **contest}
 
 
 def accuracy(args: argparse.Namespace) -> dict:
@@ -124,6 +128,8 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=data.TEST_IMAGES)
     parser.add_argument("--start", type=Path, metavar="WEIGHTS", help="of train: put ReLU into these, and train on")
     parser.add_argument("--contest", type=int, default=0, metavar="BATCH", help="of engines: a batch beside PyTorch")
+    parser.add_argument("--precisions", nargs="+", choices=bench_graphs.PRECISIONS, default=bench_graphs.PRECISIONS)
+    parser.add_argument("--pairs", choices=PAIRS, help="of engines: the INT8 graph as in activation.py")
     parser.add_argument("--level", type=int, default=2, help="optimization level of the engines")
     args = parser.parse_args()
     if (args.start and args.part != "train") or (args.contest and args.part != "engines"):
@@ -136,7 +142,7 @@ def main() -> None:
     if args.record:
         gpu = recorded.gpu_model(made_from) or "cpu"
         relu = weights.activation(weights.read_weights(args.weights)[1]) == "relu"
-        out = args.record / f"{args.part}_yolov3_w1{'relu' * relu}_{gpu}.json"
+        out = args.record / f"{args.part}_yolov3_w1{'relu' * relu}{args.pairs or ''}_{gpu}.json"
         recorded.write(out, {"provenance": made_from, **body})
 
 
