@@ -46,6 +46,15 @@ class Editable:
                                                         "planted_dq"))
 
 
+    def unpair(self, node: onnx.NodeProto) -> None:
+        """Take the pair before a node's first input away."""
+        dq = self.writer(node.input[0])
+        q = self.writer(dq.input[0])
+        node.input[0] = q.input[0]
+        self.graph.node.remove(dq)
+        self.graph.node.remove(q)
+
+
 @pytest.fixture(scope="module")
 def graphs(yolo_graph) -> dict[str, onnx.ModelProto]:
     model = onnx.load(yolo_graph)
@@ -75,15 +84,38 @@ def bias(g: Editable) -> str:
 def residual(g: Editable) -> str:
     """The branch with the activation in float, the shortcut in codes."""
     add = g.node(ADD)
-    i = next(i for i, name in enumerate(add.input) if "expand" in name or "LeakyRelu" in name)
-    add.input[i] = add.input[i].removesuffix("_dq")
+    g.unpair(next(n for name in add.input if (n := g.writer(name)).op_type == "LeakyRelu"))
     return ADD
 
 
 def residual_in_float(g: Editable) -> str:
+    residual(g)
     add = g.node(ADD)
     add.input[:] = [name.removesuffix("_dq") for name in add.input]
     return ADD
+
+
+def leaky_relu(g: Editable) -> str:
+    """No pair before the activation of a 3x3 convolution."""
+    leaky = g.node("/stages.1/stages.1.0/stages.1.0.2/LeakyRelu")
+    g.unpair(leaky)
+    return leaky.name
+
+
+def leaky_relu_into_an_add(g: Editable) -> str:
+    """The pair behind it."""
+    residual(g)
+    add = g.node(ADD)
+    i, leaky = next((i, n) for i, name in enumerate(add.input) if (n := g.writer(name)).op_type == "LeakyRelu")
+    g.pair(leaky.output[0], add, i)
+    return leaky.name
+
+
+def leaky_relu_of_another_scale(g: Editable) -> str:
+    q = g.writer(g.writer(g.node("/stages.1/stages.1.0/stages.1.0.2/LeakyRelu").input[0]).input[0])
+    for node in (q, next(n for n in g.graph.node if q.output[0] in n.input)):
+        node.input[1] = g.put("wider", g.get(q.input[1]) * np.float32(3)) if node is q else "wider"
+    return q.name
 
 
 def batchnorm(g: Editable) -> str:
@@ -218,7 +250,8 @@ ON_TRT = {
     "pair_mismatch": mismatch, "twice": twice, "per_tensor": per_tensor,
 }
 MORE = [("scale", _bad_scale(np.nan)), ("scale", _bad_scale(-1e-3)), ("scale", _bad_scale(np.inf)),
-        ("requantized", requantized_resize), ("residual", residual_in_float)]
+        ("requantized", requantized_resize), ("residual", residual_in_float), ("leaky_relu", leaky_relu),
+        ("leaky_relu", leaky_relu_into_an_add), ("before_activation", leaky_relu_of_another_scale)]
 ON_CPU = [("batchnorm", batchnorm), ("missing_q", missing_q), ("missing_dq", missing_dq), ("axis", axis),
           ("scale", _bad_scale(0.0)), ("float_weight", float_weight), ("float_input", float_input),
           ("requantized", requantized_resize), ("pair_mismatch", mismatch)]
@@ -249,7 +282,8 @@ def test_a_planted_fault_is_found_and_nothing_else(graphs, rule, plant):
     found = _found(g.model, "trt", graphs["trt"])
     assert (rule, where) in found
     # The same fault may break a second rule at a neighbour, never one far away.
-    assert {r for r, _ in found} - {rule} <= {"pair_mismatch", "requantized", "residual", "float_input"}
+    assert {r for r, _ in found} - {rule} <= {"pair_mismatch", "requantized", "residual", "float_input",
+                                              "before_activation"}
 
 
 @pytest.mark.parametrize(("rule", "plant"), ON_CPU, ids=lambda p: p if isinstance(p, str) else "")

@@ -21,13 +21,23 @@ def tiny(tmp_path_factory):
     return folder, images, table, model, qdq.insert_qdq(model, table, target="trt")
 
 
+def _has_pair_of(g: Graph, name: str, amax: float) -> bool:
+    """Whether pairs alone read a tensor, whose scale is that of a range: the same pair before it would be no fault."""
+    return all(n.op_type == "QuantizeLinear" and np.isclose(g.constants[n.input[1]], amax / 127)
+               for n in g.readers[name])
+
+
 def test_each_breaks_its_rule_at_every_place_and_no_other(tiny):
     folder, images, table, model, good = tiny
-    convs, leakies, adds = (len(Graph(model).of(kind)) for kind in ("Conv", "LeakyRelu", "Add"))
+    convs, adds = (len(Graph(model).of(kind)) for kind in ("Conv", "Add"))
+    behind = Graph(planted.pairs_behind_leaky_relus(good))
+    leakies = [n for n in behind.of("LeakyRelu") if not _has_pair_of(behind, n.output[0], table[n.input[0]].amax)]
+    assert 0 < len(leakies) < len(behind.of("LeakyRelu"))
     broken = {
         "bias": (planted.bias_in_8_bits(good), convs),
-        "before_activation": (planted.pairs_before_activations(good, table), leakies),
+        "before_activation": (planted.pairs_before_activations(good, table), len(leakies)),
         "residual": (planted.pairs_on_shortcuts_alone(good), adds),
+        "leaky_relu": (planted.pairs_behind_leaky_relus(good), 3),        # into the Add, and behind two of 3x3
     }
     before = good.SerializeToString()
     (expected,) = _run(good, images, folder, "good")
@@ -48,6 +58,21 @@ def test_the_shortcut_keeps_its_pair_and_nothing_is_left_of_the_other(tiny):
     for kind in ("QuantizeLinear", "DequantizeLinear"):
         assert len(g.of(kind)) == len(before.of(kind)) - len(g.of("Add"))
     assert set(g.constants) == {name for n in g.nodes for name in n.input if name in g.constants}
+
+
+def test_behind_leaky_relus_nothing_else_has_changed(tiny, tmp_path):
+    """The same numbers but for codes below zero, which are finer before a LeakyRelu than behind it."""
+    _, images, _, model, good = tiny
+    behind = planted.pairs_behind_leaky_relus(good)
+    g, before = Graph(behind), Graph(good)
+    assert [n.name for n in g.of("LeakyRelu")] == [n.name for n in before.of("LeakyRelu")]
+    assert {g.kind(n.input[0]) for n in g.of("LeakyRelu")} == {"Conv"}
+    assert {g.kind(name) for n in g.of("Add") for name in n.input} == {"DequantizeLinear"}
+    floats, split, late = (_run(m, images, tmp_path, "m")[0] for m in (model, good, behind))
+    # What is below the negative of the largest value clips before a LeakyRelu; here, with random weights, some does.
+    assert min(quant.sqnr_db(floats, split), quant.sqnr_db(floats, late)) > 40
+    assert quant.sqnr_db(floats, split) > quant.sqnr_db(floats, late) - 3
+    assert planted.pairs_behind_leaky_relus(behind) == behind
 
 
 def test_weights_per_tensor_keep_their_values_to_half_a_step_of_one_scale(tiny):

@@ -98,6 +98,9 @@ def target(request):
     return request.param
 
 
+DEQUANTIZE = "DequantizeLinear"
+
+
 class Graph:
     """Who writes and who reads each tensor."""
 
@@ -112,6 +115,11 @@ class Graph:
 
     def kind(self, name: str) -> str:
         return self.writer[name].op_type if name in self.writer else "constant" if name in self.constants else "input"
+
+    def in_codes(self, name: str) -> bool:
+        """Whether a tensor comes from a pair, or through a LeakyRelu from one."""
+        node = self.writer.get(name)
+        return self.kind(node.input[0] if node is not None and node.op_type == "LeakyRelu" else name) == DEQUANTIZE
 
     def of(self, op_type: str) -> list[onnx.NodeProto]:
         return [n for n in self.nodes if n.op_type == op_type]
@@ -203,10 +211,24 @@ def test_skipped_heads_stay_float(case, target):
         assert "QuantizeLinear" not in [n.op_type for n in g.readers[conv.output[0]]]
 
 
-def test_tensorrt_gets_no_pair_between_a_convolution_and_its_activation(case):
+def test_tensorrt_gets_a_pair_before_the_leaky_relu_of_a_larger_kernel_or_into_an_add_and_no_other(case):
     g = Graph(case.quantize("trt"))
+    split = []
     for node in g.of("LeakyRelu"):
-        assert g.kind(node.input[0]) == "Conv"
+        readers = [n.op_type for n in g.readers[node.output[0]]]
+        source = node.input[0]
+        if g.kind(source) == DEQUANTIZE:
+            q = g.writer[g.writer[source].input[0]]
+            source = q.input[0]
+            (behind,) = {n.input[1] for n in g.readers[node.output[0]] if n.op_type == "QuantizeLinear"} or {None}
+            scale = case.table[node.output[0]].amax / 127 if behind is None else g.constants[behind]
+            np.testing.assert_allclose(g.constants[q.input[1]], scale, rtol=1e-6)
+            split.append(node.name)
+        conv = g.writer[source]
+        weight = g.constants[g.writer[conv.input[1]].input[0] if conv.name not in case.heads else conv.input[1]]
+        larger = weight.shape[-1] > 1 and set(readers) == {"QuantizeLinear"}
+        assert (node.name in split) == (readers == ["Add"] or larger), node.name
+    assert split
     for node in (*g.of("Concat"), *g.of("Resize")):
         assert "DequantizeLinear" not in [g.kind(name) for name in node.input]
 
@@ -215,9 +237,8 @@ def test_tensorrt_gets_a_pair_on_both_inputs_of_an_add_behind_an_activation(case
     g = Graph(case.quantize("trt"))
     assert g.of("Add")
     for node in g.of("Add"):
-        sources = [g.writer[g.writer[name].input[0]].input[0] for name in node.input]      # before DQ, before Q
-        assert [g.kind(name) for name in node.input] == ["DequantizeLinear"] * 2
-        assert "LeakyRelu" in [g.kind(name) for name in sources]
+        assert all(g.in_codes(name) for name in node.input)
+        assert "LeakyRelu" in [g.kind(name) for name in node.input]        # the pair is before it
 
 
 def test_the_cpu_gets_pairs_on_all_inputs_of_every_operator_on_the_way(case):
@@ -404,7 +425,8 @@ def test_where_no_convolution_takes_the_add_over_what_has_a_pair_is_read_behind_
     model = qdq.insert_qdq(case.model, case.table, target="trt")
     g = Graph(model)
     kinds = sorted(sorted(g.kind(name) for name in node.input) for node in g.of("Add"))
-    assert kinds == [["Add", "DequantizeLinear"], ["DequantizeLinear"] * 2]
+    assert kinds == [["Add", "LeakyRelu"], ["DequantizeLinear"] * 2]
+    assert sorted(sum(map(g.in_codes, node.input)) for node in g.of("Add")) == [1, 2]
     assert not [f for f in lint(model, "trt") if f.rule == "residual"]
     for target in qdq.TARGETS:
         assert _mean_sqnr(case.float_outputs, _run(case.quantize(target), case.images, tmp_path, target)) > 20

@@ -7,7 +7,17 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from trtkit.placement import ACTIVATIONS, MOVERS, WEIGHTED, behind_activation, data_inputs, from_weighted, fusable
+from trtkit.placement import (
+    ACTIVATIONS,
+    MOVERS,
+    WEIGHTED,
+    before_leaky,
+    behind_activation,
+    data_inputs,
+    from_weighted,
+    fusable,
+    larger_than_1x1,
+)
 from trtkit.wiring import Wiring
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
@@ -104,17 +114,47 @@ def _half_quantized(wires: Wiring, target: str) -> Iterator[Fault]:
 
 
 def _before_activation(wires: Wiring, target: str) -> Iterator[Fault]:
-    """TensorRT fuses an activation; ORT a Relu. A pair in between stops that, and spends codes on what Relu drops."""
+    """TensorRT fuses an activation; ORT a Relu. A pair in between stops that, and spends codes on what Relu drops.
+
+    Before a LeakyRelu it helps TensorRT, if it has the scale of what stands behind: see `_leaky_relu`.
+    """
     kinds = ACTIVATIONS if target == "trt" else ("Relu",)
     for q in quantizers(wires):
         if q.op_type != Q or wires.writer_type(q.input[0]) not in WEIGHTED:
             continue
         readers = [r for dq in wires.readers.get(q.output[0], ()) for r in wires.readers.get(dq.output[0], ())]
-        stopped = [r for r in readers if r.op_type in kinds]
+        stopped = [r for r in readers if r.op_type in kinds and not _changes_no_code(wires, q, r)]
         # On the CPU other readers may need these codes; the Relu then has its own.
         if stopped and (target == "trt" or len(readers) == len(stopped)):
             yield Fault("before_activation", "warning", q.name, f"a pair stands between {wires.writer_type(q.input[0])}"
                         f" and {stopped[0].op_type} {stopped[0].name!r}", "move the pair behind the activation")
+
+
+def _changes_no_code(wires: Wiring, q: onnx.NodeProto, activation: onnx.NodeProto) -> bool:
+    """Whether a pair stands before a LeakyRelu with the scale of the pairs behind it, or before its Add."""
+    behind = wires.readers.get(activation.output[0], [])
+    return activation.op_type == "LeakyRelu" and bool(behind) and all(
+        r.op_type == "Add" or (r.op_type == Q and _agree(wires, [q, r])) for r in behind)
+
+
+def _leaky_relu(wires: Wiring, target: str) -> Iterator[Fault]:
+    """TensorRT's fast INT8 kernels end in codes or a Relu; one that ends in a LeakyRelu takes up to four times as long.
+
+    Of 1x1 convolutions only those into an Add count: there a pair need only be moved.
+    """
+    quantized = _quantized(wires)
+    for node in wires.nodes if target == "trt" else ():
+        before = before_leaky(wires, node.output[0], quantized)
+        pairs = wires.readers.get(node.output[0], [])
+        if not before or not pairs or any(q.op_type != Q for q in pairs):
+            continue
+        ends = [r.op_type for q in pairs for dq in wires.readers.get(q.output[0], ())
+                for r in wires.readers.get(dq.output[0], ())]
+        into_add = ends == ["Add"]
+        if into_add or larger_than_1x1(wires, before):
+            yield Fault("leaky_relu", "warning", node.name, "got a pair behind it alone, expected one before it: no "
+                        f"fast kernel computes {wires.writer_type(before)} and LeakyRelu in one",
+                        "move the pair before the LeakyRelu" if into_add else "put a pair of the same scale before it")
 
 
 def _residual(wires: Wiring, target: str) -> Iterator[Fault]:
@@ -123,7 +163,7 @@ def _residual(wires: Wiring, target: str) -> Iterator[Fault]:
     for node in wires.nodes if target == "trt" else ():
         if node.op_type != "Add" or not all(wires.is_activation(name) for name in node.input):
             continue
-        paired = [wires.writer_type(name) == DQ for name in node.input]
+        paired = [wires.writer_type(_before_leaky_relu(wires, name)) == DQ for name in node.input]
         sources = [_before_pair(wires, name) for name in node.input]
         # A pair that others read too is there anyhow.
         fused = [fusable(wires, source, quantized) and len(wires.readers[name]) == 1
@@ -144,6 +184,11 @@ def _residual(wires: Wiring, target: str) -> Iterator[Fault]:
             fix = "put a pair on the other input too"
         if found:
             yield Fault("residual", "warning", node.name, f"got Q/DQ on {found}", fix)
+
+
+def _before_leaky_relu(wires: Wiring, name: str) -> str:
+    """What the LeakyRelu reads that writes a tensor; the tensor itself where none does."""
+    return wires.writer[name].input[0] if wires.writer_type(name) == "LeakyRelu" else name
 
 
 def _before_pair(wires: Wiring, name: str) -> str:
@@ -185,4 +230,5 @@ def _channels(wires: Wiring, target: str) -> Iterator[Fault]:
                         "TensorRT pads the rest with zeros", "choose or prune to a multiple, or leave it in FP16")
 
 
-PLACES = (_batchnorm, _missing_half, _half_quantized, _before_activation, _residual, _requantized, _twice, _channels)
+PLACES = (_batchnorm, _missing_half, _half_quantized, _before_activation, _leaky_relu, _residual, _requantized, _twice,
+          _channels)

@@ -7,14 +7,18 @@ target="trt" (TensorRT): a pair at the inputs of Conv, Gemm and MatMul, and of a
     the other input too where an activation stands between the convolution and the Add, as in YOLOv3. The Add cannot
     be fused into the convolution then, so both should write and read 8 bits: measured on an H100, one pair per Add
     cost 23 conversions to FP16 and 0.06 ms of 0.85. No pair between a convolution and its activation, which TensorRT
-    fuses. Operators that only move numbers get none either: TensorRT moves a Q up through them, which is free where
-    both sides share one scale.
+    fuses, but for LeakyRelu: 8.6's fast INT8 kernels end in a Relu or in codes, and what ends in a LeakyRelu took up to
+    four times as long. A pair before it, with the scale of its output, changes no code above zero and leaves the number
+    of kernels. YOLOv3-416 on an H100, 32 images: 4.8 ms instead of 8.3 (datasets/results/activation_yolov3_h100.json).
+    Operators that only move numbers get none either: TensorRT moves a Q up through them, which is free where both
+    sides share one scale.
 
-Source: TensorRT developer guide, "Explicit Quantization"; ORT's documentation, "Quantize ONNX models".
+Source: TensorRT developer guide, "Explicit Quantization", which has no word on LeakyRelu; ORT's documentation,
+"Quantize ONNX models".
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 
@@ -32,10 +36,16 @@ CPU_OPS = (*WEIGHTED, *ACTIVATIONS, *MOVERS, *MEANS, *JOINS)
 
 @dataclass(frozen=True)
 class Placement:
-    """`paired`: tensors that get a Q/DQ pair. `reads`: (first output of a node, index of its input) behind the pair."""
+    """`paired`: tensors that get a Q/DQ pair. `reads`: (first output of a node, index of its input) behind the pair.
+    `scaled_as`: a paired tensor -> another one whose scale it takes."""
 
     paired: set[str]
     reads: set[tuple[str, int]]
+    scaled_as: dict[str, str] = field(default_factory=dict)
+
+    def source(self, name: str) -> str:
+        """The tensor whose range a paired tensor takes, itself as a rule."""
+        return self.scaled_as.get(name, name)
 
 
 def data_inputs(node: onnx.NodeProto) -> list[int]:
@@ -103,12 +113,38 @@ def _place_trt(wires: Wiring, feeds: set[str], quantized: set[str]) -> Placement
     paired = set(feeds)
     reads = {(node.output[0], i) for node in wires.nodes if node.op_type in WEIGHTED and node.name in quantized
              for i in data_inputs(node) if node.input[i] in feeds}
+    split: dict[str, str] = {}                      # a tensor -> the LeakyRelu's output that gives it its scale
     for node in wires.nodes:
         if node.op_type == "Add" and _is_join(wires, node) and (i := _shortcut(wires, node, paired, quantized)) >= 0:
             for j in (i, 1 - i) if behind_activation(wires, node.input[1 - i], quantized) else (i,):
-                paired.add(node.input[j])
-                reads.add((node.output[0], j))
-    return Placement(paired, reads)
+                name = node.input[j]
+                if (before := before_leaky(wires, name, quantized)) and len(wires.readers[name]) == 1:
+                    split[before] = name            # the Add's kernel does the LeakyRelu on the way
+                else:
+                    paired.add(name)
+                    reads.add((node.output[0], j))
+    for name in paired:
+        in_codes = all((node.output[0], i) in reads for node in wires.readers[name]
+                       for i, read in enumerate(node.input) if read == name)
+        if in_codes and (before := before_leaky(wires, name, quantized)) and larger_than_1x1(wires, before):
+            split[before] = name
+    return Placement(paired | set(split), reads | {(name, 0) for name in split.values()}, split)
+
+
+def before_leaky(wires: Wiring, name: str, quantized: set[str]) -> str:
+    """What a quantized operator writes for the LeakyRelu alone that writes the tensor; "" where that is not so."""
+    if wires.writer_type(name) != "LeakyRelu" or name in wires.outputs:
+        return ""
+    before = wires.writer[name].input[0]
+    return before if fusable(wires, before, quantized) else ""
+
+
+def larger_than_1x1(wires: Wiring, name: str) -> bool:
+    """Whether a convolution with a larger kernel writes the tensor; the others were not measured with the pair."""
+    weight = wires.writer[name].input[1]
+    if wires.writer_type(weight) == "DequantizeLinear":
+        weight = wires.writer[weight].input[0]
+    return weight in wires.constants and any(side > 1 for side in wires.constants[weight].shape[2:])
 
 
 def _shortcut(wires: Wiring, node: onnx.NodeProto, paired: set[str], quantized: set[str]) -> int:
@@ -150,20 +186,20 @@ def from_weighted(wires: Wiring, name: str, quantized: set[str]) -> bool:
 
 
 def shared_ranges(
-    wires: Wiring, paired: set[str], table: Mapping[str, Range], target: str
+    wires: Wiring, placement: Placement, table: Mapping[str, Range], target: str
 ) -> dict[str, Range]:
-    """The range of each paired tensor, equal on both sides of an operator that copies codes.
+    """The range of each paired tensor, equal on both sides of an operator that copies codes, and of a LeakyRelu.
 
     On the CPU the output takes its input's range; Concat does not count, since ORT's requantizes in a table. For
     TensorRT all that meets at a Concat or mover takes the widest range of the group, and needs one Q only.
     """
-    ranges = {name: table[name] for name in paired}
+    ranges = {source: table[source] for source in map(placement.source, placement.paired)}
     if target == "cpu":
         for node in wires.nodes:
             if node.op_type in MOVERS and node.input[0] in ranges and node.output[0] in ranges:
                 ranges[node.output[0]] = ranges[node.input[0]]
         return ranges
-    group = {name: name for name in paired}
+    group: dict[str, str] = {}
 
     def root(name: str) -> str:
         while group.setdefault(name, name) != name:
@@ -179,4 +215,4 @@ def shared_ranges(
     for name, r in ranges.items():
         have = widest.get(root(name), r)
         widest[root(name)] = Range(min(have.low, r.low), max(have.high, r.high))
-    return {name: widest[root(name)] for name in ranges}
+    return {name: widest[root(placement.source(name))] for name in placement.paired}

@@ -13,6 +13,7 @@ from trtkit import quant
 from trtkit.calib import Range
 from trtkit.placement import ACTIVATIONS
 from trtkit.qdq_nodes import pair
+from trtkit.wiring import wiring
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 
@@ -65,9 +66,12 @@ def bias_in_8_bits(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def pairs_before_activations(model: onnx.ModelProto, table: Mapping[str, Range]) -> onnx.ModelProto:
-    """A pair between each convolution and its activation, with the range that the table has for it."""
-    broken = _copy(model)
-    nodes, extra, writers = [], [], {node.output[0]: node.op_type for node in model.graph.node}
+    """A pair between each convolution and its activation, with the range that the table has for what stands there.
+
+    Before a LeakyRelu that is a fault only if that range is wider than the one behind.
+    """
+    broken = pairs_behind_leaky_relus(model)
+    nodes, extra, writers = [], [], {node.output[0]: node.op_type for node in broken.graph.node}
     for node in broken.graph.node:
         if node.op_type in ACTIVATIONS and writers.get(node.input[0]) == "Conv":
             nodes += pair(node.input[0], quant.symmetric_qparams(table[node.input[0]].amax), extra)
@@ -76,17 +80,44 @@ def pairs_before_activations(model: onnx.ModelProto, table: Mapping[str, Range])
     return _with(broken, nodes, extra)
 
 
+def pairs_behind_leaky_relus(model: onnx.ModelProto) -> onnx.ModelProto:
+    """No pair before a LeakyRelu, but behind it, as the guide has it: those into an Add move, the others have one."""
+    broken = _copy(model)
+    wires = wiring(broken)
+    extra: list[onnx.TensorProto] = []
+    nodes = {node.output[0]: [node] for node in wires.nodes}        # by output, and what follows it
+    for leaky in (n for n in wires.nodes if n.op_type == "LeakyRelu" and wires.writer_type(n.input[0]) == DQ):
+        dq = wires.writer[leaky.input[0]]
+        q = wires.writer[dq.input[0]]
+        leaky.input[0] = q.input[0]
+        nodes[q.output[0]], nodes[dq.output[0]] = [], []
+        readers = [n for n in wires.readers[leaky.output[0]] if n.op_type != Q]
+        if readers:
+            scale, zero_point = (wires.constants[name] for name in q.input[1:])
+            moved = pair(leaky.output[0], quant.QParams(scale, zero_point, -127, 127), extra)
+            nodes[leaky.output[0]] += moved
+            for node in readers:
+                node.input[:] = [moved[1].output[0] if name == leaky.output[0] else name for name in node.input]
+    return _with(broken, [node for group in nodes.values() for node in group], extra)
+
+
 def pairs_on_shortcuts_alone(model: onnx.ModelProto) -> onnx.ModelProto:
     """No pair on the later input of each Add that reads two: right behind a convolution, wrong behind an activation."""
     broken = _copy(model)
     writers = {node.output[0]: node for node in broken.graph.node}
     order = {node.output[0]: i for i, node in enumerate(broken.graph.node)}
-    for node in broken.graph.node:
-        pairs = [writers[name] for name in node.input if name in writers and writers[name].op_type == DQ]
-        if node.op_type == "Add" and len(pairs) == 2:
-            later = max(pairs, key=lambda dq: order[dq.output[0]])
-            source = writers[later.input[0]].input[0]
-            node.input[:] = [source if name == later.output[0] else name for name in node.input]
+    for add in (n for n in broken.graph.node if n.op_type == "Add"):
+        readers = {}                                        # of a DQ: the Add, or the LeakyRelu between
+        for node in (writers.get(name) for name in add.input):
+            leaky = node is not None and node.op_type == "LeakyRelu"
+            dq = writers.get(node.input[0]) if leaky else node
+            if dq is not None and dq.op_type == DQ:
+                readers[dq.output[0]] = node if leaky else add
+        if len(readers) == 2:
+            later = max(readers, key=order.get)
+            source = writers[writers[later].input[0]].input[0]
+            reader = readers[later]
+            reader.input[:] = [source if name == later else name for name in reader.input]
     for _ in range(2):                                      # a DQ that nobody reads, then its Q
         read = {name for node in broken.graph.node for name in node.input}
         kept = [n for n in broken.graph.node if n.op_type not in (Q, DQ) or n.output[0] in read]

@@ -149,10 +149,11 @@ def _activation_qparams(
     wires: Wiring, placement: Placement, table: Mapping[str, Range], target: str
 ) -> dict[str, quant.QParams]:
     order = [*wires.inputs, *(out for node in wires.nodes for out in node.output)]
-    if missing := [name for name in order if name in placement.paired and name not in table]:
+    sources = {placement.source(name) for name in placement.paired}
+    if missing := [name for name in order if name in sources and name not in table]:
         raise ValueError(f"table: got no range for tensor {missing[0]!r} and {len(missing) - 1} others of "
-                         f"{len(placement.paired)}; was it made for another graph? Collect qdq.activation_names")
-    for name in placement.paired:
+                         f"{len(sources)}; was it made for another graph? Collect qdq.activation_names")
+    for name in sources:
         r = table[name]
         if r.low == r.high == 0:
             raise ValueError(f"tensor {name!r}: got the range 0 to 0, expected values; it was zero on every "
@@ -160,7 +161,7 @@ def _activation_qparams(
         if not (np.isfinite([r.low, r.high]).all() and r.low <= 0 <= r.high):
             raise ValueError(f"tensor {name!r}: got the range {r.low} to {r.high}, expected finite low <= 0 <= high; "
                              "calibrate again, see calib.ranges")
-    ranges = shared_ranges(wires, placement.paired, table, target)
+    ranges = shared_ranges(wires, placement, table, target)
     if target == "cpu":
         return {name: quant.affine_qparams(r.low, r.high) for name, r in ranges.items()}
     return {name: quant.symmetric_qparams(r.amax) for name, r in ranges.items()}

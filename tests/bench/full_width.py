@@ -20,9 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import onnx
 import torch
-from activation import PAIRS
 
 from trtkit import bench_graphs, data, engine, evaluate, models, recorded, weights
 from trtkit.train import TrainConfig, fit, init_head_bias
@@ -86,8 +84,6 @@ def engines(args: argparse.Namespace) -> dict:
     fp32 = weights.to_graph(args.weights, folder / "w1_trained_fp32.onnx")
     graphs = {precision: bench_graphs.typed(fp32, precision, 0.25)      # ranges of as many images as the quarter's
               for precision in args.precisions}
-    if args.pairs:
-        onnx.save(PAIRS[args.pairs](onnx.load(graphs["int8"])), graphs["int8"])
 
     def built(batch: int, precisions: Sequence[str]) -> dict[str, Path]:
         config = engine.BuildConfig(batch=(batch,) * 3, optimization_level=args.level)
@@ -102,7 +98,7 @@ def engines(args: argparse.Namespace) -> dict:
     sys.stdout.write(f"{found}\n")
     sys.stdout.flush()                          # the contest may fail, and these took minutes
     contest = {f"b{args.contest}": bench_speed.contest(of_many, args.weights, args.contest)} if of_many else {}
-    return {"level": args.level, "pairs": args.pairs, "by_precision": found, **contest}
+    return {"level": args.level, "by_precision": found, **contest}
 
 
 def accuracy(args: argparse.Namespace) -> dict:
@@ -129,7 +125,6 @@ def main() -> None:
     parser.add_argument("--start", type=Path, metavar="WEIGHTS", help="of train: put ReLU into these, and train on")
     parser.add_argument("--contest", type=int, default=0, metavar="BATCH", help="of engines: a batch beside PyTorch")
     parser.add_argument("--precisions", nargs="+", choices=bench_graphs.PRECISIONS, default=bench_graphs.PRECISIONS)
-    parser.add_argument("--pairs", choices=PAIRS, help="of engines: the INT8 graph as in activation.py")
     parser.add_argument("--level", type=int, default=2, help="optimization level of the engines")
     args = parser.parse_args()
     if (args.start and args.part != "train") or (args.contest and args.part != "engines"):
@@ -142,7 +137,7 @@ def main() -> None:
     if args.record:
         gpu = recorded.gpu_model(made_from) or "cpu"
         relu = weights.activation(weights.read_weights(args.weights)[1]) == "relu"
-        out = args.record / f"{args.part}_yolov3_w1{'relu' * relu}{args.pairs or ''}_{gpu}.json"
+        out = args.record / f"{args.part}_yolov3_w1{'relu' * relu}_{gpu}.json"
         recorded.write(out, {"provenance": made_from, **body})
 
 
