@@ -115,7 +115,7 @@ def mixed_precision(
             fontsize=9)
     ax.axvline(chosen, color=FP32_COLOR, lw=1.5, label=f"{chosen} parts in float reach it")
     ax.set(xlabel="parts in float, most harmful first", ylabel="SQNR of the output, dB")
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)      # above: the line may be anywhere
     ax.spines[["top", "right"]].set_visible(False)
     plt.show()
     plt.close(figure)
@@ -131,7 +131,7 @@ def cliff(curves: Mapping[str, Mapping[str, float]]) -> None:
     for (title, curve), color in zip(curves.items(), (INT8_COLOR, FP32_COLOR, "#009E73"), strict=False):
         ax.plot(list(curve.values()), color=color, lw=1.2, marker=".", ms=4, label=title)
     ax.set(xlabel="tensor, in the order of computation", ylabel="SQNR, dB")
-    ax.legend(frameon=False, loc="upper right", ncols=len(curves))
+    ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves))
     ax.spines[["top", "right"]].set_visible(False)
     plt.show()
     plt.close(figure)

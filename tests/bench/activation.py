@@ -2,6 +2,7 @@
 
     python tests/bench/activation.py --record                   # about 8 minutes at level 1; --level 3: about 30
     python tests/bench/activation.py --record --only split --level 3 --contest      # and PyTorch beside it
+    python tests/bench/activation.py --record --accuracy        # any machine: mAP of the quarter width, ONNX Runtime
 
 TensorRT fuses LeakyReLU into the convolution, but 8.6's fast INT8 kernels end in a ReLU or in nothing; the ones that
 can do more take up to four times as long (level 1). "leaky" has every pair behind the LeakyReLU, as TensorRT's guide
@@ -15,7 +16,7 @@ one stands behind it. "all" has those of 1x1 as well. "blocks" has the stem of `
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -23,10 +24,23 @@ from unittest.mock import patch
 import onnx
 from stem import DEPTH, stem_to_depth
 
-from trtkit import bench, bench_graphs, bench_speed, cache, engine, placement, planted, qdq, recorded, weights
+from trtkit import (
+    bench,
+    bench_accuracy,
+    bench_graphs,
+    bench_speed,
+    cache,
+    engine,
+    placement,
+    planted,
+    qdq,
+    recorded,
+    weights,
+)
 from trtkit.engine import BuildConfig
 
 OUT = "activation_yolov3_{gpu}.json"            # in datasets/results
+ACCURACY = "activation_yolov3_w025_cpu.json"
 GRAPHS = ("leaky", "relu", "early", "split", "all", "blocks", "early, blocks", "split, blocks", "all, blocks")
 
 
@@ -66,6 +80,16 @@ def graphs(width: float, work: Path) -> dict[str, Callable[[], onnx.ModelProto]]
     return {name: makers["leaky, blocks" if name == "blocks" else name] for name in GRAPHS}
 
 
+def accuracy(work: Path, only: Sequence[str]) -> dict:
+    """mAP of the trained quarter width's graphs, "relu" left out, which is not trained."""
+    makers, plans = graphs(0.25, work), {}
+    for name in (name for name in only if name != "relu"):
+        path = work / f"accuracy_{name.replace(', ', '_')}.onnx"
+        onnx.save(makers[name](), path)
+        plans[name] = engine.build(path, backend="ort")
+    return dict(bench_accuracy.mean_average_precision(plans))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", type=Path, nargs="?", const=recorded.RESULTS, help="folder of the results")
@@ -74,13 +98,20 @@ def main() -> None:
     parser.add_argument("--level", type=int, default=1, help="the builder's optimization level, 0 to 5")
     parser.add_argument("--only", nargs="+", choices=GRAPHS, default=GRAPHS, metavar="GRAPH", help=f"of {GRAPHS}")
     parser.add_argument("--contest", action="store_true", help="PyTorch beside them, in the same process")
+    parser.add_argument("--accuracy", action="store_true", help="mAP instead of times")
     args = parser.parse_args()
     made_from = recorded.provenance(f"python tests/bench/activation.py {shlex.join(sys.argv[1:])}".strip())
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.accuracy:
+        found = accuracy(args.work, args.only)
+        sys.stdout.write("".join(f"{name}: mAP50 {scored['map50']}, {scored['label']}\n" for name, scored in found.items()))
+        if args.record:
+            recorded.write(args.record / ACCURACY, {"provenance": made_from, "by_graph": found})
+        return
     out = args.record / OUT.format(gpu=recorded.gpu_model(made_from)) if args.record else None
     body = {"provenance": made_from}
     if out and out.is_file():
         body = bench.merged(out, made_from)     # refuses before the device's time is spent
-    args.work.mkdir(parents=True, exist_ok=True)
     makers, plans = graphs(1.0, args.work), {}
     config = BuildConfig(batch=(args.batch,) * 3, optimization_level=args.level)
     with engine.kept_builder():
