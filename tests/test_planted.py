@@ -68,6 +68,8 @@ def test_behind_leaky_relus_nothing_else_has_changed(tiny, tmp_path):
     assert [n.name for n in g.of("LeakyRelu")] == [n.name for n in before.of("LeakyRelu")]
     assert {g.kind(n.input[0]) for n in g.of("LeakyRelu")} == {"Conv"}
     assert {g.kind(name) for n in g.of("Add") for name in n.input} == {"DequantizeLinear"}
+    scales = [{float(x.constants[n.input[1]]) for n in x.of("QuantizeLinear")} for x in (before, g)]
+    assert scales[0] == scales[1]
     floats, split, late = (_run(m, images, tmp_path, "m")[0] for m in (model, good, behind))
     # What is below the negative of the largest value clips before a LeakyRelu; here, with random weights, some does.
     assert min(quant.sqnr_db(floats, split), quant.sqnr_db(floats, late)) > 40

@@ -39,8 +39,12 @@ def codes(x: np.ndarray) -> np.ndarray:
     return np.clip(np.round(x * 127 / HIGH), -127, 127) * HIGH / 127
 
 
-def chain(size: int, skip: tuple[str, ...] = (), *, table: dict | None = None, also: str = "") -> onnx.ModelProto:
-    """Two convolutions whose kernels of size x size pixels are zero but for the middle, with a LeakyReLU between."""
+def chain(size: int, skip: tuple[str, ...] = (), *, table: dict | None = None, also: str = "", output: str = ""
+          ) -> onnx.ModelProto:
+    """Two convolutions whose kernels of size x size pixels are zero but for the middle, with a LeakyReLU between.
+
+    `also` is a computation besides, `output` a tensor that the graph gives besides.
+    """
     pad = size // 2
     model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
         g (float[1, 4, 4, 4] x) => (float[1, 4, 4, 4] y{", float[1, 4, 4, 4] z" if also else ""})
@@ -53,6 +57,8 @@ def chain(size: int, skip: tuple[str, ...] = (), *, table: dict | None = None, a
     weight = np.zeros((4, 4, size, size), np.float32)
     weight[range(4), range(4), pad, pad] = 1
     model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    if output:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, [1, 4, 4, 4]))
     for i, node in enumerate(n for n in model.graph.node if n.op_type == "Conv"):
         node.name = f"conv{i}"
     table = table or dict.fromkeys(qdq.activation_names(model), Range(-HIGH, HIGH))
@@ -109,6 +115,19 @@ def test_the_scale_is_that_of_the_output_whatever_the_range_before_it():
 def test_no_pair_before_it_where_it_is_of_no_use(model):
     assert not pair_before(model)
     assert not [f for f in lint(model, "trt") if f.rule == "leaky_relu"]
+
+
+def test_an_output_of_the_graph_is_not_rounded():
+    model = chain(3, output="r")
+    assert not pair_before(model) and "r" in {o.name for o in model.graph.output}
+    assert not [f for f in lint(model, "trt") if f.rule == "leaky_relu"]
+
+
+def test_before_a_relu_a_pair_is_a_fault_whatever_its_scale():
+    model = chain(3)
+    (activation,) = (n for n in model.graph.node if n.op_type == "LeakyRelu")
+    activation.op_type = "Relu"
+    assert [f.rule for f in lint(model, "trt") if f.level != "note"] == ["before_activation"]
 
 
 @pytest.mark.parametrize("also", ["Neg (r)", "Neg (a)"], ids=["behind", "before"])

@@ -10,11 +10,12 @@ target="trt" (TensorRT): a pair at the inputs of Conv, Gemm and MatMul, and of a
     fuses, but for LeakyRelu: 8.6's fast INT8 kernels end in a Relu or in codes, and what ends in a LeakyRelu took up to
     four times as long. A pair before it, with the scale of its output, changes no code above zero and leaves the number
     of kernels. YOLOv3-416 on an H100, 32 images: 4.8 ms instead of 8.3 (datasets/results/activation_yolov3_h100.json).
+    What lies below the negative of that range clips; in the trained detector the lowest is 1.5 times as far away.
     Operators that only move numbers get none either: TensorRT moves a Q up through them, which is free where both
     sides share one scale.
 
-Source: TensorRT developer guide, "Explicit Quantization", which has no word on LeakyRelu; ORT's documentation,
-"Quantize ONNX models".
+Source: TensorRT developer guide, "Explicit Quantization"; ORT's documentation, "Quantize ONNX models". NVIDIA's advice
+on LeakyRelu is the opposite, no pair before it (NVIDIA/TensorRT issue 2134, of 2022, for Turing and Ampere).
 """
 
 from collections.abc import Mapping

@@ -81,7 +81,7 @@ def pairs_before_activations(model: onnx.ModelProto, table: Mapping[str, Range])
 
 
 def pairs_behind_leaky_relus(model: onnx.ModelProto) -> onnx.ModelProto:
-    """No pair before a LeakyRelu, but behind it, as the guide has it: those into an Add move, the others have one."""
+    """No pair before a LeakyRelu, but behind it, as NVIDIA advises: those into an Add move, the others have one."""
     broken = _copy(model)
     wires = wiring(broken)
     extra: list[onnx.TensorProto] = []

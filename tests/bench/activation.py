@@ -5,8 +5,8 @@
     python tests/bench/activation.py --record --accuracy        # any machine: mAP of the quarter width, ONNX Runtime
 
 TensorRT fuses LeakyReLU into the convolution, but 8.6's fast INT8 kernels end in a ReLU or in nothing; the ones that
-can do more take up to four times as long (level 1). "leaky" has every pair behind the LeakyReLU, as TensorRT's guide
-has it. "relu" is that graph with other activations: another network, which would have to be trained, but its time
+can do more take up to four times as long (level 1). "leaky" has every pair behind the LeakyReLU, as NVIDIA
+advises. "relu" is that graph with other activations: another network, which would have to be trained, but its time
 tells. "early" keeps the network: where LeakyReLU goes into an Add, the pair stands before it, so that the convolution
 writes codes at once and the Add's kernel, which reads them anyhow, does the LeakyReLU on the way. "split" is what
 `trtkit.placement` does: a pair of the same scale before every other LeakyReLU of a convolution larger than 1x1, too, if
