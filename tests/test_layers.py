@@ -27,6 +27,7 @@ LAYERS = {
         "graph_layout", "fusions", "simplify",
         "floors", "cost_torch", "cost_yolov3",
         "wiring", "placement", "precision", "weak_types", "qdq", "qdq_nodes", "half", "planted", "lint", "lint_rules",
+        "stem",
         "darknet", "small_net", "decode_graph", "receptive", "masks", "digits", "channel_sensitivity"},
     2: {"engine", "cache", "backend_ort", "backend_trt", "runner_trt", "trt_plan", "trt_process", "cuda",
         "torch_runner", "calibrators_trt"},

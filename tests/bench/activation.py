@@ -10,7 +10,7 @@ advises. "relu" is that graph with other activations: another network, which wou
 tells. "early" keeps the network: where LeakyReLU goes into an Add, the pair stands before it, so that the convolution
 writes codes at once and the Add's kernel, which reads them anyhow, does the LeakyReLU on the way. "split" is what
 `trtkit.placement` does: a pair of the same scale before every other LeakyReLU of a convolution larger than 1x1, too, if
-one stands behind it. "all" has those of 1x1 as well. "blocks" has the stem of `stem.py` besides.
+one stands behind it. "all" has those of 1x1 as well. "blocks" has the stem of `trtkit.stem` besides.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import onnx
-from stem import DEPTH, stem_to_depth
 
 from trtkit import (
     bench,
@@ -38,6 +37,7 @@ from trtkit import (
     weights,
 )
 from trtkit.engine import BuildConfig
+from trtkit.stem import DEPTH, stem_to_depth
 
 OUT = "activation_yolov3_{gpu}.json"            # in datasets/results
 ACCURACY = "activation_yolov3_w025_cpu.json"

@@ -91,7 +91,7 @@ def engines(args: argparse.Namespace) -> dict:
 
     with engine.kept_builder():
         plans = built(1, args.precisions)
-        of_many = built(args.contest, ("fp16", "int8")) if args.contest else {}
+        of_many = built(args.contest, [p for p in args.precisions if p != "fp32"]) if args.contest else {}
     found = {name: dict(scored) for name, scored in bench_accuracy.mean_average_precision(plans)}
     for name, times in bench_speed.engines(plans, 1).items():
         found[name] |= times

@@ -6,7 +6,8 @@
 One engine after the other, since builders that share a GPU disturb each other's choice of kernels. "int8 convolutions
 alone" has no pair at an Add; "int8 one pair" is the rule of TensorRT's guide for residual Adds, a pair on the shortcut
 alone; "int8 both" what `trtkit.placement` does, "stem fp16" what `trtkit bench` measures, "blocks" the stem of
-`stem.py`. "with copies" keeps the Identity copies of shared biases that PyTorch's exporter writes for fresh weights.
+`trtkit.stem`. "with copies" keeps the Identity copies of shared biases that PyTorch's exporter writes for fresh
+weights.
 Builder and inspector are called directly, since `backend_trt` would refuse some of these engines.
 """
 
@@ -26,11 +27,11 @@ from unittest.mock import patch
 
 import numpy as np
 import onnx
-from stem import stem_to_depth
 
 from trtkit import cuda, export, half, models, placement, precision, qdq, recorded
 from trtkit.backend_trt import keep_kernels
 from trtkit.calib import Range
+from trtkit.stem import stem_to_depth
 from trtkit.trt_plan import LOGGER, trt
 
 OUT = "placement_yolov3_{gpu}{batch}.json"       # in datasets/results; batch: "_b32" and so on, "" for 1

@@ -1,8 +1,5 @@
 """The stem on blocks of pixels computes what the stem on pixels does."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -10,9 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtkit import models, weights
-
-sys.path.insert(0, str(Path(__file__).parent / "bench"))
-from stem import stem_to_depth
+from trtkit.stem import stem_to_depth
 
 
 def outputs(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
@@ -48,6 +43,40 @@ def test_yolov3_keeps_its_heads(tmp_path):
     x = np.random.default_rng(2).random((1, 3, 416, 416), np.float32)
     for expected, got in zip(outputs(model, x), outputs(stem_to_depth(model), x), strict=True):
         assert got.shape == expected.shape and np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_what_others_share_stays_theirs_and_nothing_unread_is_kept():
+    model = small()
+    model.graph.node.append(helper.make_node("Reshape", ["b", "minus"], ["flat"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "minus"))
+    model.graph.output.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, [5]))
+    changed = stem_to_depth(model)
+    onnx.checker.check_model(changed)
+    x = np.random.default_rng(3).normal(size=(2, 3, 8, 12)).astype(np.float32)
+    for expected, got in zip(outputs(model, x), outputs(changed, x), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+    read = {name for node in changed.graph.node for name in node.input}
+    assert {t.name for t in changed.graph.initializer} <= read and "w" not in read
+
+
+def _changed(change) -> onnx.ModelProto:
+    model = small()
+    change(model.graph)
+    return model
+
+
+@pytest.mark.parametrize("change", [
+    lambda g: g.ClearField("node"),
+    lambda g: g.node[0].input.pop(),                                                        # no bias
+    lambda g: g.node[0].attribute.append(helper.make_attribute("group", 3)),
+    lambda g: g.node[2].attribute.append(helper.make_attribute("dilations", [2, 2])),
+    lambda g: g.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, None)),
+    lambda g: g.initializer.remove(next(t for t in g.initializer if t.name == "v")),
+    lambda g: g.node[1].CopyFrom(helper.make_node("MaxPool", ["a"], ["r"], kernel_shape=[1, 1])),
+], ids=["no convolution", "no bias", "groups", "dilated", "an output between", "computed weights", "no activation"])
+def test_what_would_not_be_the_same_is_refused(change):
+    with pytest.raises(ValueError, match="stem: got"):
+        stem_to_depth(_changed(change))
 
 
 def test_another_stem_is_refused():
