@@ -101,12 +101,12 @@ def test_elsewhere_it_stands_on_both_sides_with_one_scale():
 
 
 def test_the_scale_is_that_of_the_output_whatever_the_range_before_it():
-    table = {"x": Range(-HIGH, HIGH), "a": Range(-90, HIGH), "r": Range(-0.9, HIGH)}
+    table = {"x": Range(-HIGH, HIGH), "a": Range(-7, HIGH), "r": Range(-0.07, HIGH)}
     model = chain(3, table=table)
     wires = wiring(model)
     scales = {float(wires.constants[n.input[1]]) for n in wires.nodes if n.op_type == "QuantizeLinear"}
     assert scales == {float(np.float32(HIGH / 127))}
-    del table["a"]                                          # nobody asks for it
+    del table["a"]                                          # it need not be there
     assert chain(3, table=table) == model
 
 
@@ -137,6 +137,32 @@ def test_what_others_read_in_float_is_not_rounded_for_them(also):
     wires = wiring(model)
     (other,) = (n for n in wires.nodes if n.op_type == "Neg")
     assert wires.writer_type(other.input[0]) in ("LeakyRelu", "Conv")
+
+
+@pytest.mark.parametrize(("low", "expected"), [(-1.9 * HIGH, True), (-2.1 * HIGH, False)])
+def test_where_it_would_clip_much_there_is_none(low, expected):
+    table = {"x": Range(-HIGH, HIGH), "a": Range(low, HIGH), "r": Range(0.01 * low, HIGH)}
+    assert pair_before(chain(3, table=table)) == expected
+
+
+def test_an_add_that_a_convolution_takes_over_reads_leaky_relu_behind_the_pair():
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 4, 4, 4] x) => (float[1, 4, 4, 4] y) <float[4, 4, 1, 1] w> {
+        p = Conv (x, w)
+        r = LeakyRelu (p)
+        c = Conv (x, w)
+        s = Add (c, r)
+        y = Conv (s, w)
+    }""")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32)[..., None, None], "w"))
+    for i, node in enumerate(n for n in model.graph.node if n.op_type == "Conv"):
+        node.name = f"conv{i}"
+    quantized = qdq.insert_qdq(model, dict.fromkeys("xprcsy", Range(-HIGH, HIGH)), target="trt")
+    wires = wiring(quantized)
+    (add,) = (n for n in wires.nodes if n.op_type == "Add")
+    assert [wires.writer_type(name) for name in add.input] == ["Conv", "DequantizeLinear"]
+    assert not pair_before(quantized)
+    assert not [f for f in lint(quantized, "trt") if f.level != "note"]
 
 
 @pytest.mark.parametrize("activation", ["Relu", "Sigmoid"])

@@ -59,6 +59,16 @@ def test_what_others_share_stays_theirs_and_nothing_unread_is_kept():
     assert {t.name for t in changed.graph.initializer} <= read and "w" not in read
 
 
+def test_what_stands_before_the_first_convolution_stays_before_it():
+    model = small()
+    model.graph.node.insert(0, helper.make_node("Neg", ["x"], ["minus_x"]))
+    model.graph.node[1].input[0] = "minus_x"
+    changed = stem_to_depth(model)
+    onnx.checker.check_model(changed)
+    x = np.random.default_rng(4).normal(size=(2, 3, 8, 12)).astype(np.float32)
+    np.testing.assert_allclose(outputs(changed, x)[0], outputs(model, x)[0], atol=1e-4)
+
+
 def _changed(change) -> onnx.ModelProto:
     model = small()
     change(model.graph)

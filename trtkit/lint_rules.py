@@ -123,24 +123,28 @@ def _before_activation(wires: Wiring, target: str) -> Iterator[Fault]:
         if q.op_type != Q or wires.writer_type(q.input[0]) not in WEIGHTED:
             continue
         readers = [r for dq in wires.readers.get(q.output[0], ()) for r in wires.readers.get(dq.output[0], ())]
-        stopped = [r for r in readers if r.op_type in kinds and not _changes_no_code(wires, q, r)]
+        stopped = [r for r in readers if r.op_type in kinds and not _helps(wires, q, r)]
         # On the CPU other readers may need these codes; the Relu then has its own.
         if stopped and (target == "trt" or len(readers) == len(stopped)):
             yield Fault("before_activation", "warning", q.name, f"a pair stands between {wires.writer_type(q.input[0])}"
                         f" and {stopped[0].op_type} {stopped[0].name!r}", "move the pair behind the activation")
 
 
-def _changes_no_code(wires: Wiring, q: onnx.NodeProto, activation: onnx.NodeProto) -> bool:
-    """Whether a pair stands before a LeakyRelu with the scale of the pairs behind it, or before its Add."""
+def _helps(wires: Wiring, q: onnx.NodeProto, activation: onnx.NodeProto) -> bool:
+    """Whether a pair before a LeakyRelu is one that `placement` would put there."""
     behind = wires.readers.get(activation.output[0], [])
-    return activation.op_type == "LeakyRelu" and bool(behind) and all(
-        r.op_type == "Add" or (r.op_type == Q and _agree(wires, [q, r])) for r in behind)
+    if activation.op_type != "LeakyRelu" or not behind:
+        return False
+    if [r.op_type for r in behind] == ["Add"]:
+        return True
+    return larger_than_1x1(wires, q.input[0]) and all(r.op_type == Q and _agree(wires, [q, r]) for r in behind)
 
 
 def _leaky_relu(wires: Wiring, target: str) -> Iterator[Fault]:
     """TensorRT's fast INT8 kernels end in codes or a Relu; one that ends in a LeakyRelu takes up to four times as long.
 
-    Of 1x1 convolutions only those into an Add count: there a pair need only be moved.
+    Of 1x1 convolutions only those into an Add count: there a pair need only be moved. Where values reach far below
+    zero, it stands behind on purpose (`placement.FAR`): the graph does not tell.
     """
     quantized = _quantized(wires)
     for node in wires.nodes if target == "trt" else ():
@@ -148,13 +152,15 @@ def _leaky_relu(wires: Wiring, target: str) -> Iterator[Fault]:
         pairs = wires.readers.get(node.output[0], [])
         if not before or not pairs or any(q.op_type != Q for q in pairs):
             continue
-        ends = [r.op_type for q in pairs for dq in wires.readers.get(q.output[0], ())
+        ends = [r for q in pairs for dq in wires.readers.get(q.output[0], ())
                 for r in wires.readers.get(dq.output[0], ())]
-        into_add = ends == ["Add"]
+        into_add = [r.op_type for r in ends] == ["Add"] and not any(
+            fusable(wires, name, quantized) for name in ends[0].input)
         if into_add or larger_than_1x1(wires, before):
             yield Fault("leaky_relu", "warning", node.name, "got a pair behind it alone, expected one before it: no "
                         f"fast kernel computes {wires.writer_type(before)} and LeakyRelu in one",
-                        "move the pair before the LeakyRelu" if into_add else "put a pair of the same scale before it")
+                        "move the pair before the LeakyRelu" if into_add else "put a pair of the same scale before it, "
+                        "unless that clips much below zero")
 
 
 def _residual(wires: Wiring, target: str) -> Iterator[Fault]:

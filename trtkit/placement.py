@@ -8,9 +8,11 @@ target="trt" (TensorRT): a pair at the inputs of Conv, Gemm and MatMul, and of a
     be fused into the convolution then, so both should write and read 8 bits: measured on an H100, one pair per Add
     cost 23 conversions to FP16 and 0.06 ms of 0.85. No pair between a convolution and its activation, which TensorRT
     fuses, but for LeakyRelu: 8.6's fast INT8 kernels end in a Relu or in codes, and what ends in a LeakyRelu took up to
-    four times as long. A pair before it, with the scale of its output, changes no code above zero and leaves the number
-    of kernels. YOLOv3-416 on an H100, 32 images: 4.8 ms instead of 8.3 (datasets/results/activation_yolov3_h100.json).
-    What lies below the negative of that range clips; in the trained detector the lowest is 1.5 times as far away.
+    four times as long. A pair before it, with the scale of its output, changes no code above zero and adds no layer to
+    the engine. YOLOv3-416 on an H100, 32 images: 4.8 ms instead of 8.3
+    (datasets/results/activation_yolov3_h100.json). It stands there only if all readers of the LeakyRelu read codes
+    directly, none through a MaxPool or Concat. What lies below the negative of that range clips; in the trained
+    detector the lowest is 1.5 times as far away, and where it is more than `FAR` times, there is no such pair.
     Operators that only move numbers get none either: TensorRT moves a Q up through them, which is free where both
     sides share one scale.
 
@@ -32,6 +34,7 @@ ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid")
 MOVERS = ("MaxPool", "Resize", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")   # codes in, same codes out
 MEANS = ("GlobalAveragePool", "AveragePool")
 JOINS = ("Add", "Mul", "Concat")
+FAR = 2.0                   # a uniform tensor loses 11 dB at 1.5, the trained detector's bell-shaped ones nothing
 CPU_OPS = (*WEIGHTED, *ACTIVATIONS, *MOVERS, *MEANS, *JOINS)
 
 
@@ -56,20 +59,21 @@ def data_inputs(node: onnx.NodeProto) -> list[int]:
     return [0, 1] if node.op_type in ("Gemm", "MatMul") else [0]
 
 
-def place(wires: Wiring, target: str, quantized: set[str]) -> Placement:
+def place(wires: Wiring, target: str, quantized: set[str], table: Mapping[str, Range]) -> Placement:
     """Where the pairs go.
 
     Args:
         wires: of a float graph.
         target: "cpu" or "trt".
         quantized: names of the Conv, Gemm and MatMul nodes that shall run in 8 bits.
+        table: ranges; what is missing is not needed here.
 
     Returns:
         The placement; `qdq.insert_qdq` writes it into the graph. A pair whose readers all turn out float is no use.
     """
     feeds = {node.input[i] for node in wires.nodes if node.op_type in WEIGHTED and node.name in quantized
              for i in data_inputs(node) if wires.is_activation(node.input[i])}
-    return _place_cpu(wires, feeds, quantized) if target == "cpu" else _place_trt(wires, feeds, quantized)
+    return _place_cpu(wires, feeds, quantized) if target == "cpu" else _place_trt(wires, feeds, quantized, table)
 
 
 def _place_cpu(wires: Wiring, feeds: set[str], quantized: set[str]) -> Placement:
@@ -110,16 +114,18 @@ def _settled(wires: Wiring, name: str) -> str:
     return _settled(wires, readers[0].output[0]) if bias or readers[0].op_type == "Relu" else name
 
 
-def _place_trt(wires: Wiring, feeds: set[str], quantized: set[str]) -> Placement:
+def _place_trt(wires: Wiring, feeds: set[str], quantized: set[str], table: Mapping[str, Range]) -> Placement:
     paired = set(feeds)
     reads = {(node.output[0], i) for node in wires.nodes if node.op_type in WEIGHTED and node.name in quantized
              for i in data_inputs(node) if node.input[i] in feeds}
     split: dict[str, str] = {}                      # a tensor -> the LeakyRelu's output that gives it its scale
     for node in wires.nodes:
         if node.op_type == "Add" and _is_join(wires, node) and (i := _shortcut(wires, node, paired, quantized)) >= 0:
+            alone = not any(fusable(wires, name, quantized) for name in node.input)     # else a convolution takes it
             for j in (i, 1 - i) if behind_activation(wires, node.input[1 - i], quantized) else (i,):
                 name = node.input[j]
-                if (before := before_leaky(wires, name, quantized)) and len(wires.readers[name]) == 1:
+                before = before_leaky(wires, name, quantized, table)
+                if alone and before and len(wires.readers[name]) == 1:
                     split[before] = name            # the Add's kernel does the LeakyRelu on the way
                 else:
                     paired.add(name)
@@ -127,17 +133,20 @@ def _place_trt(wires: Wiring, feeds: set[str], quantized: set[str]) -> Placement
     for name in paired:
         in_codes = all((node.output[0], i) in reads for node in wires.readers[name]
                        for i, read in enumerate(node.input) if read == name)
-        if in_codes and (before := before_leaky(wires, name, quantized)) and larger_than_1x1(wires, before):
+        before = before_leaky(wires, name, quantized, table)
+        if in_codes and before and larger_than_1x1(wires, before):
             split[before] = name
     return Placement(paired | set(split), reads | {(name, 0) for name in split.values()}, split)
 
 
-def before_leaky(wires: Wiring, name: str, quantized: set[str]) -> str:
-    """What a quantized operator writes for the LeakyRelu alone that writes the tensor; "" where that is not so."""
+def before_leaky(wires: Wiring, name: str, quantized: set[str], table: Mapping[str, Range] | None = None) -> str:
+    """What a quantized operator writes for the LeakyRelu alone that writes the tensor, and where a pair of the tensor's
+    scale clips little; "" where that is not so."""
     if wires.writer_type(name) != "LeakyRelu" or name in wires.outputs:
         return ""
     before = wires.writer[name].input[0]
-    return before if fusable(wires, before, quantized) else ""
+    clips = table and before in table and name in table and table[before].low < -FAR * table[name].amax
+    return before if fusable(wires, before, quantized) and not clips else ""
 
 
 def larger_than_1x1(wires: Wiring, name: str) -> bool:

@@ -86,7 +86,7 @@ def insert_qdq(
     quantized.CopyFrom(model)
     fold_identities(quantized.graph)
     graph, wires = quantized.graph, wiring(quantized)
-    placement = place(wires, target, set(weighted_names(model)) - skipped)
+    placement = place(wires, target, set(weighted_names(model)) - skipped, table)
     qparams = _activation_qparams(wires, placement, table, target)
 
     nodes: list[onnx.NodeProto] = []
