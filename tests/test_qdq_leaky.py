@@ -5,7 +5,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from trtkit import planted, qdq
+from trtkit import placement, planted, qdq
 from trtkit.calib import Range
 from trtkit.lint import lint
 from trtkit.wiring import wiring
@@ -127,6 +127,13 @@ def test_before_a_relu_a_pair_is_a_fault_whatever_its_scale():
     model = chain(3)
     (activation,) = (n for n in model.graph.node if n.op_type == "LeakyRelu")
     activation.op_type = "Relu"
+    assert [f.rule for f in lint(model, "trt") if f.level != "note"] == ["before_activation"]
+
+
+def test_behind_a_1x1_it_is_a_fault_since_nobody_has_measured_it(monkeypatch):
+    monkeypatch.setattr(placement, "larger_than_1x1", lambda *_: True)
+    model = chain(1)
+    assert pair_before(model)
     assert [f.rule for f in lint(model, "trt") if f.level != "note"] == ["before_activation"]
 
 
