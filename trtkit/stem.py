@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from trtkit.placement import ACTIVATIONS
-from trtkit.wiring import wiring
+from trtkit.wiring import attribute, wiring
 
 DEPTH = "images_depth"          # the blocks of the input
 
@@ -41,10 +41,9 @@ def stem_to_depth(model: onnx.ModelProto) -> onnx.ModelProto:
     second = wires.readers.get(between[0].output[0], []) if len(between) == 1 else []
     kinds = [n.op_type for n in (first, *between, *second) if n is not None]
     if (len(second) != 1 or kinds[1] not in ACTIVATIONS or kinds[2] != "Conv"
-            or any(list(n.input[1:]) != [name for name in n.input[1:3] if name in tensors] or len(n.input) != 3
-                   for n in (first, second[0]))
+            or any(len(n.input) != 3 or not set(n.input[1:]) <= set(tensors) for n in (first, second[0]))
             or {first.output[0], between[0].output[0]} & wires.outputs
-            or (_geometry(first), _geometry(second[0])) != ((3, 1, 1, 1), (3, 2, 1, 1))):
+            or (_geometry(first), _geometry(second[0])) != ((3, 1, 1, 1, 1), (3, 2, 1, 1, 1))):
         raise ValueError(f"stem: got {kinds or 'no Conv'}, expected Conv 3x3, an activation, Conv 3x3 of stride 2, "
                          "both padded by 1, in one group, with stored weights and biases, and no output of the graph "
                          "between them; leave another stem as it is")
@@ -67,12 +66,10 @@ def stem_to_depth(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _geometry(node: onnx.NodeProto) -> tuple[int, ...]:
-    """Kernel, stride, padding and groups, if they are the same in all directions."""
-    found = {a.name: set(a.ints) or {a.i} for a in node.attribute}
-    if found.get("dilations", {1}) != {1}:
-        return ()
-    asked = (found.get("kernel_shape"), found.get("strides", {1}), found.get("pads", {0}), found.get("group", {1}))
-    return tuple(next(iter(v)) for v in asked if v and len(v) == 1)
+    """Kernel, stride, padding and dilation, those that are the same in all directions, and the groups."""
+    asked = (("kernel_shape", ()), ("strides", (1,)), ("pads", (0,)), ("dilations", (1,)))
+    found = [set(attribute(node, name, default)) for name, default in asked]
+    return (*(v.pop() for v in found if len(v) == 1), attribute(node, "group", 1))
 
 
 def _set(node: onnx.NodeProto, **attributes) -> None:
