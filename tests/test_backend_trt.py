@@ -253,11 +253,11 @@ def test_a_plan_of_another_version_of_this_code_is_another(era, monkeypatch, tmp
     with installed(monkeypatch, era, Script()) as trtkit_trt:
         module = trtkit_trt.backend_trt
         changed = module if name == "backend_trt" else getattr(module, name)
-        before, timing = module.environment(), module._timing_path()
+        before, timing = module.environment(), module._timing_path(BuildConfig())
         (tmp_path / "changed.py").write_bytes(Path(changed.__file__).read_bytes() + b"# other flags")
         monkeypatch.setattr(changed, "__file__", str(tmp_path / "changed.py"))
         assert module.environment() != before
-        assert module._timing_path() == timing          # how long a kernel takes is no matter of ours
+        assert module._timing_path(BuildConfig()) == timing          # how long a kernel takes is no matter of ours
 
 
 # The fake itself ----------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def build_here(graph: Path, plan: Path, config: BuildConfig, tell: Callable[...,
             if blob is None:
                 raise BackendError(f"{graph.name}: TensorRT {trt.__version__} built no engine: {log.said()}")
             Path(plan).write_bytes(blob)
-            _keep_timing(timing)
+            _keep_timing(timing, _timing_path(config))
             del parser, network, settings, builder, blob    # before the runtime: they hold memory
             tell(phase="check")
             runtime, engine = deserialize(plan, log)
@@ -196,6 +196,9 @@ def _settings(builder, network, model: onnx.ModelProto, config: BuildConfig, tel
     settings = builder.create_builder_config()
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mib * MIB)
     settings.builder_optimization_level = config.optimization_level
+    settings.avg_timing_iterations = config.timing_iterations
+    if config.aux_streams is not None:
+        settings.max_aux_streams = config.aux_streams
     if config.detailed:
         settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     settings.set_tactic_sources(tactic_sources())
@@ -264,26 +267,27 @@ def _monitor(tell):
     return Monitor()
 
 
-def _timing_path() -> Path:
+def _timing_path(config: BuildConfig) -> Path:
+    """A file for each machine, and for each care that was taken in timing."""
     name = "".join(c if c.isalnum() or c in ".-" else "_" for c in _machine())
-    return cache.folder() / "timing" / f"{name}.cache"
+    care = f"_{config.timing_iterations}_times" if config.timing_iterations > 1 else ""
+    return cache.folder() / "timing" / f"{name}{care}.cache"
 
 
 def _timing_cache(settings, config: BuildConfig):
     if not config.timing_cache:
         settings.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
         return None
-    path = _timing_path()
+    path = _timing_path(config)
     timing = settings.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     settings.set_timing_cache(timing, False)            # False: refuse one of another GPU
     return timing
 
 
-def _keep_timing(timing) -> None:
+def _keep_timing(timing, path: Path) -> None:
     """Write what was measured; first take in what others wrote meanwhile, whose kernels may be others."""
     if timing is None:
         return
-    path = _timing_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with cache.locked(path.name):
         if path.is_file():

@@ -93,7 +93,7 @@ def engines(plans: Mapping[str, Path], batch: int, *, rounds: int = 10, turn_s: 
                 runners[name] = engine.load(plan)
             for runner in runners.values():
                 for _ in range(3):          # the first enqueues, the second captures, the third replays
-                    runner.infer({"images": x})
+                    runner.infer(_feed(runner, x))
             contenders = {name: _timed(runner, cuda) for name, runner in runners.items()}
             times = bench_rounds.interleave(contenders, rounds=rounds, turn_s=turn_s)
             return {name: {**bench_rounds.summary(ms, batch=batch), "label": runners[name].label}
@@ -103,13 +103,18 @@ def engines(plans: Mapping[str, Path], batch: int, *, rounds: int = 10, turn_s: 
                 runner.close()
 
 
+def _feed(runner, x_nchw: np.ndarray) -> dict[str, np.ndarray]:
+    """Images in the type that the engine takes: an FP16 interface is another than an FP16 network."""
+    return {"images": x_nchw.astype(runner.inputs["images"].dtype, copy=False)}
+
+
 def _named(heads: list[np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(export.OUTPUT_NAMES, heads, strict=True))
 
 
 def _errors(runner, x_nchw: np.ndarray, reference: list[np.ndarray]) -> list[float]:
     for _ in range(3):                  # the first enqueues, the second captures, the third replays what is measured
-        heads = runner.infer({"images": x_nchw})
+        heads = runner.infer(_feed(runner, x_nchw))
     return relative_errors(heads, reference)
 
 
@@ -137,7 +142,7 @@ def _timed(runner, cuda):
 
 def latency(runner, x_nchw: np.ndarray, duration_s: float) -> dict:
     """`profiling.measure` of one input as a JSON object: "parts", "bound", "clocks"."""
-    seen = profiling.measure(runner, {"images": x_nchw}, duration_s=duration_s)
+    seen = profiling.measure(runner, _feed(runner, x_nchw), duration_s=duration_s)
     parts = {part: {k: round(v, 4) for k, v in asdict(seen.stats(part)).items()} for part in seen.ms}
     return {"parts": parts, "bound": seen.bound, "latency_verdict": seen.verdict, "clocks": asdict(seen.after)}
 
@@ -145,7 +150,7 @@ def latency(runner, x_nchw: np.ndarray, duration_s: float) -> dict:
 def layers(plan: Path, *, batch: int, runs: int = 50) -> list[dict]:
     """Each layer of an engine: "name", "type", "precision", "tactic", and "ms", the median of its times."""
     with engine.load(plan) as runner:
-        runner.infer({"images": bench_graphs.images(batch)})
+        runner.infer(_feed(runner, bench_graphs.images(batch)))
         per_run = [[ms for _, ms in run] for run in runner.layer_times(runs)]
         names = [name for name, _ in runner.layer_times(1)[0]]
         table = inspector.frame(runner.layers()).drop_duplicates("name").set_index("name")
@@ -161,8 +166,8 @@ def _of_layer(table, name: str) -> dict:
     return {key: row[key] for key in ("type", "precision", "tactic") if key in row}
 
 
-def compiled(python: str, width: float, classes: int, dtype: str, *, batches, rounds: int, turn_s: float
-             ) -> Iterator[tuple[str, dict]]:
+def compiled(python: str, width: float, classes: int, dtype: str, *, batches, rounds: int, turn_s: float,
+             modes: Sequence[str] = MODES) -> Iterator[tuple[str, dict]]:
     """Measure torch.compile in a process of its own.
 
     Args:
@@ -170,6 +175,7 @@ def compiled(python: str, width: float, classes: int, dtype: str, *, batches, ro
         width, classes, dtype: of the network; "fp16" or "fp32".
         batches: images per run.
         rounds, turn_s: see `bench_rounds.interleave`; there is one contender.
+        modes: of torch.compile.
 
     Yields:
         "w1 b1 fp16 reduce-overhead" and the like, and its `bench_rounds.summary` with "compile_s", "torch", "python".
@@ -182,7 +188,7 @@ def compiled(python: str, width: float, classes: int, dtype: str, *, batches, ro
         raise BackendError(f"compile: got Python {python!r}, expected one with torch and Triton; name it with "
                            "--compile-python")
     request = {"width": width, "classes": classes, "dtype": dtype, "size": 416, "batches": list(batches),
-               "modes": MODES, "rounds": rounds, "turn_s": turn_s}
+               "modes": list(modes), "rounds": rounds, "turn_s": turn_s}
     command = [found, "-m", "trtkit.bench_compile", json.dumps(request)]
     with tempfile.TemporaryFile("w+", errors="replace") as stderr, subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=plain_environment(os.environ), cwd=REPOSITORY

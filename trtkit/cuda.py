@@ -221,24 +221,25 @@ class PinnedArray(_Owner):
         held.base.free()
 
 
-def copy_to_device(buffer: DeviceBuffer, array: np.ndarray, stream: Stream | None = None) -> None:
-    """Copy a host array into the front of a device buffer.
+def copy_to_device(buffer: DeviceBuffer, array: np.ndarray, stream: Stream | None = None, *, offset: int = 0) -> None:
+    """Copy a host array into a device buffer.
 
     Args:
         array: C-contiguous; pinned if the copy shall run by itself.
+        offset: bytes from the front of the buffer.
         stream: copies in the stream's order. From and to pinned memory the call returns at once, and the array must
             stay as it is until then; with any other memory the driver may wait. Without a stream, the call returns when
             the copy is done.
 
     Raises:
-        ValueError: the array is not contiguous or larger than the buffer.
+        ValueError: the array is not contiguous or larger than the buffer behind the offset.
     """
-    _check_copy(buffer, array)
+    _check_copy(buffer, array, offset)
     with primary_context():
         if stream is None:
-            drv.memcpy_htod(buffer.ptr, array)
+            drv.memcpy_htod(buffer.ptr + offset, array)
         else:
-            drv.memcpy_htod_async(buffer.ptr, array, stream._use())
+            drv.memcpy_htod_async(buffer.ptr + offset, array, stream._use())
 
 
 def copy_to_host(array: np.ndarray, buffer: DeviceBuffer, stream: Stream | None = None) -> None:
@@ -251,11 +252,12 @@ def copy_to_host(array: np.ndarray, buffer: DeviceBuffer, stream: Stream | None 
             drv.memcpy_dtoh_async(array, buffer.ptr, stream._use())
 
 
-def _check_copy(buffer: DeviceBuffer, array: np.ndarray) -> None:
+def _check_copy(buffer: DeviceBuffer, array: np.ndarray, offset: int = 0) -> None:
     if not array.flags.c_contiguous:
         raise ValueError("array: got one that is not contiguous, expected C order; use np.ascontiguousarray")
-    if array.nbytes > buffer.nbytes:
-        raise ValueError(f"array: got {array.nbytes} bytes, expected at most the buffer's {buffer.nbytes}")
+    if not 0 <= offset <= buffer.nbytes - array.nbytes:
+        raise ValueError(f"array: got {array.nbytes} bytes at offset {offset}, expected to end within the buffer's "
+                         f"{buffer.nbytes}")
 
 
 class Graph(_Owner):

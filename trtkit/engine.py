@@ -51,6 +51,10 @@ class BuildConfig:
         timing_cache: for TensorRT, keep measured times of kernels for the next build on this machine.
         sparse: for TensorRT, also try kernels that skip zeros, for weights that have two in each four along the input
             channels; see `trtkit.masks`.
+        timing_iterations: for TensorRT, how often each kernel is timed; it takes the one with the best average.
+            TensorRT's own default is 1, that of trtexec 8.
+        aux_streams: for TensorRT, how many streams may run branches of the network beside the main one; None lets it
+            decide.
     """
 
     threads: int = 0
@@ -61,6 +65,8 @@ class BuildConfig:
     detailed: bool = True
     timing_cache: bool = True
     sparse: bool = False
+    timing_iterations: int = 1
+    aux_streams: int | None = None
 
     def __post_init__(self):
         if self.threads < 0:
@@ -78,6 +84,10 @@ class BuildConfig:
             raise ValueError(f"workspace_mib: got {self.workspace_mib}, expected at least 1")
         if not 0 <= self.optimization_level <= 5:
             raise ValueError(f"optimization_level: got {self.optimization_level}, expected 0 to 5")
+        if self.timing_iterations < 1:
+            raise ValueError(f"timing_iterations: got {self.timing_iterations}, expected at least 1")
+        if self.aux_streams is not None and self.aux_streams < 0:
+            raise ValueError(f"aux_streams: got {self.aux_streams}, expected 0 or more, or None (TensorRT decides)")
         # JSON has lists where we have tuples, and a configuration that was read must equal the one that was written.
         object.__setattr__(self, "batch", tuple(self.batch))
         object.__setattr__(self, "shapes", {k: tuple(map(tuple, v)) for k, v in self.shapes.items()})
