@@ -177,6 +177,15 @@ def test_level_workspace_and_verbosity_are_passed_on(build):
     assert settings._profiling_verbosity.name == "DETAILED"
 
 
+def test_care_in_timing_and_streams_are_passed_on(build, cache):
+    usual = build()[1].configs[0]
+    assert usual._avg_timing_iterations == 1 and not hasattr(usual, "_max_aux_streams")     # TensorRT decides
+    careful = build("FP16", config=BuildConfig(timing_iterations=8, aux_streams=0))[1].configs[0]
+    assert (careful._avg_timing_iterations, careful._max_aux_streams) == (8, 0)
+    assert b"timed" not in careful._timing[0]._content          # hasty timings are not for those who want careful ones
+    assert len(list((cache / "timing").glob("*.cache"))) == 2
+
+
 def test_tactics_of_cudnn_and_cublas_are_not_asked_for(build, era):
     settings = build()[1].configs[0]
     numbers = surface(era)["enums"]["TacticSource"]

@@ -311,6 +311,7 @@ def test_a_configuration_survives_its_sidecar():
     ({"shapes": {"x": ((1,), (2, 3), (4, 3))}}, "shapes: x"),
     ({"shapes": {"x": ((0, 3), (1, 3), (4, 3))}}, "shapes: x"),
     ({"workspace_mib": 0}, "workspace_mib: got 0"), ({"optimization_level": 6}, "optimization_level: got 6"),
+    ({"timing_iterations": 0}, "timing_iterations: got 0"), ({"aux_streams": -1}, "aux_streams: got -1"),
 ])  # fmt: skip
 def test_a_configuration_that_cannot_be_is_refused(fields, match):
     with pytest.raises(ValueError, match=match):

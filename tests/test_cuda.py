@@ -151,6 +151,17 @@ def test_a_closed_owner_refuses_every_use(cuda, name):
             use()
 
 
+@pytest.mark.parametrize("queued", [False, True])
+def test_an_offset_counts_bytes_and_the_rest_stays(cuda, queued):
+    with cuda.DeviceBuffer(16) as buffer, cuda.Stream() as stream:
+        cuda.copy_to_device(buffer, np.full(4, 7, np.int32))
+        cuda.copy_to_device(buffer, np.full(2, 9, np.int32), stream if queued else None, offset=4)
+        got = np.zeros(4, np.int32)
+        cuda.copy_to_host(got, buffer, stream)
+        stream.synchronize()
+    assert got.tolist() == [7, 9, 9, 7]
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_copied(cuda, gpu):
     with cuda.DeviceBuffer(64) as buffer:
         for copy in (cuda.copy_to_device, lambda b, a: cuda.copy_to_host(a, b)):
@@ -158,6 +169,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_copied(cuda, gpu):
                 copy(buffer, np.zeros(9))
             with pytest.raises(ValueError, match="not contiguous"):
                 copy(buffer, np.zeros((4, 2), np.float32)[:, 0])
+        for offset in (1, -1):
+            with pytest.raises(ValueError, match=f"64 bytes at offset {offset}, expected to end within the .* 64"):
+                cuda.copy_to_device(buffer, np.ones(8), offset=offset)
+        got = np.ones(8)
+        cuda.copy_to_host(got, buffer)
+        assert not got.any()
     with pytest.raises(ValueError, match="got 0, expected at least 1"):
         cuda.DeviceBuffer(0)
     with pytest.raises(BackendError, match=r"GPU memory.*1024 of 1024 MiB are free"):

@@ -117,6 +117,20 @@ def test_a_shape_is_enqueued_twice_and_then_replayed(made):
     assert made.calls == ["enqueue", "enqueue"]
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_an_input_that_is_handed_over_in_portions_arrives_whole(made, monkeypatch, n):
+    copied = []
+    monkeypatch.setattr(sys.modules["trtkit.runner_trt"], "SMALLEST", 24)
+    copy = made.cuda.copy_to_device
+    monkeypatch.setattr(made.cuda, "copy_to_device", lambda b, a, s, offset: copied.append((offset, a.nbytes)) or copy(
+        b, a, s, offset=offset))
+    made.runner._set_shapes({"x": (n, 3)})      # in portions from 24 bytes on: two of the rows
+    check(made.runner, n)
+    assert len(copied) == (1 if n == 1 else 3)
+    assert [offset for offset, _ in copied] == [sum(size for _, size in copied[:i]) for i in range(len(copied))]
+    assert sum(size for _, size in copied) == 12 * n
+
+
 def test_another_shape_begins_anew_and_its_graphs_are_freed(made):
     for n in (2, 2, 2, 3, 3, 3, 2, 2, 2, 1):
         check(made.runner, n, n)

@@ -29,22 +29,19 @@ def small(activation: str = "LeakyRelu", stride: int = 2) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize("by_convolution", [False, True])
 @pytest.mark.parametrize("activation", ["LeakyRelu", "Relu"])
-def test_two_convolutions_on_blocks_are_exact(activation, by_convolution):
+def test_two_convolutions_on_blocks_are_exact(activation):
     model = small(activation)
     x = np.random.default_rng(1).normal(size=(2, 3, 8, 12)).astype(np.float32)
-    (expected,), (got,) = outputs(model, x), outputs(stem_to_depth(model, by_convolution=by_convolution), x)
+    (expected,), (got,) = outputs(model, x), outputs(stem_to_depth(model), x)
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("by_convolution", [False, True])
-def test_yolov3_keeps_its_heads(tmp_path, by_convolution):
+def test_yolov3_keeps_its_heads(tmp_path):
     models.save_weights(models.YOLOv3(2, 0.25).eval(), tmp_path / "w.safetensors")
     model = onnx.load(weights.to_graph(tmp_path / "w.safetensors", tmp_path / "g.onnx"))
     x = np.random.default_rng(2).random((1, 3, 416, 416), np.float32)
-    for expected, got in zip(
-            outputs(model, x), outputs(stem_to_depth(model, by_convolution=by_convolution), x), strict=True):
+    for expected, got in zip(outputs(model, x), outputs(stem_to_depth(model), x), strict=True):
         assert got.shape == expected.shape and np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 

@@ -12,7 +12,9 @@ target="trt" (TensorRT): a pair at the inputs of Conv, Gemm and MatMul, and of a
     the engine. YOLOv3-416 on an H100, 32 images: 4.8 ms instead of 8.3
     (datasets/results/activation_yolov3_h100.json). It stands there only if all readers of the LeakyRelu read codes
     directly, none through a MaxPool or Concat. What lies below the negative of that range clips; in the trained
-    detector the lowest is 1.5 times as far away, and where it is more than `FAR` times, there is no such pair.
+    detector the lowest is 1.5 times as far away, and where it is more than `FAR` times, there is no such pair. With a
+    slope of 0.1 the codes -5, -15, -25 ... land midway between two codes, where the last bit decides: two backends
+    may differ there, each as right as the other.
     Operators that only move numbers get none either: TensorRT moves a Q up through them, which is free where both
     sides share one scale.
 

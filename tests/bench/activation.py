@@ -134,7 +134,9 @@ def main() -> None:
     for name, times in found.items():
         if name in plans:
             times["layers"] = bench_speed.layers(plans[name], batch=args.batch, runs=20)
-        body = bench.add(body, f"b{args.batch} level {args.level}{', contest' * args.contest}", name, times, made_from)
+        # A contest is one run, so that each engine stands beside the PyTorch that it was measured with.
+        contest = f", contest of {' | '.join(plans)}" if args.contest else ""
+        body = bench.add(body, f"b{args.batch} level {args.level}{contest}", name, times, made_from)
     if out:
         recorded.write(out, body)
 

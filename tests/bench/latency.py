@@ -4,8 +4,8 @@
     python tests/bench/latency.py --record --part streams --only fp16 --streams auto 0 2 4 --no-compile
 
 All engines of a run are measured in turn, in one process with PyTorch; torch.compile comes in a process of its own on
-the same machine. "blocks" has the stem of `trtkit.stem`, "4x4" the same without a SpaceToDepth. "half interface" takes
-and gives FP16, as torch.compile's network does. "relu" is another network, which tells what LeakyReLU costs.
+the same machine. "blocks" has the stem of `trtkit.stem`. "half interface" takes and gives FP16, as torch.compile's
+network does. "relu" is another network, which tells what LeakyReLU costs.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import itertools
 import shlex
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import onnx
@@ -25,8 +24,7 @@ from trtkit.stem import stem_to_depth
 
 OUT = "latency_yolov3_{gpu}.json"                # in datasets/results
 MODE = "reduce-overhead"                        # of torch.compile: with CUDA graphs
-GRAPHS = ("fp16", "fp16, blocks", "fp16, 4x4", "fp16, half interface", "fp16, 4x4, half interface", "fp16, relu",
-          "int8", "int8, blocks")
+GRAPHS = ("fp16", "fp16, blocks", "fp16, half interface", "fp16, relu", "int8", "int8, blocks")
 
 
 def graphs(width: float, work: Path) -> dict[str, Callable[[], onnx.ModelProto]]:
@@ -37,13 +35,10 @@ def graphs(width: float, work: Path) -> dict[str, Callable[[], onnx.ModelProto]]
     def fp16(change: Callable = lambda model: model) -> onnx.ModelProto:
         return half.to_fp16(change(fp32()))
 
-    by_convolution = partial(stem_to_depth, by_convolution=True)
     return {
         "fp16": fp16,
         "fp16, blocks": lambda: fp16(stem_to_depth),
-        "fp16, 4x4": lambda: fp16(by_convolution),
         "fp16, half interface": lambda: half_interface(fp16()),
-        "fp16, 4x4, half interface": lambda: half_interface(fp16(by_convolution)),
         "fp16, relu": lambda: fp16(with_relu),
         "int8": lambda: onnx.load(bench_graphs.graph(width, "int8", work)),
         "int8, blocks": lambda: int8_blocks(width, work),

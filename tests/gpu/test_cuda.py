@@ -272,10 +272,12 @@ def test_pageable_arrays_round_trip_and_the_rest_of_the_buffer_stays(stream):
     with cuda.DeviceBuffer(1024) as buffer:
         cuda.copy_to_device(buffer, np.full(1024, 7, np.uint8))
         cuda.copy_to_device(buffer, np.arange(10, dtype=np.uint8), stream)
+        cuda.copy_to_device(buffer, np.arange(10, dtype=np.uint8), stream, offset=100)
         got = np.zeros(1024, np.uint8)
         cuda.copy_to_host(got, buffer, stream)
         stream.synchronize()
-    assert got[:10].tolist() == list(range(10)) and (got[10:] == 7).all()
+    assert got[:10].tolist() == got[100:110].tolist() == list(range(10))
+    assert (got[10:100] == 7).all() and (got[110:] == 7).all()
 
 
 def test_events_measure_a_copy_on_the_device(stream):
