@@ -376,12 +376,13 @@ def test_cases_of_compile_come_one_by_one_and_a_crash_keeps_them(tmp_path):
         "import json, sys",
         "request = json.loads(sys.argv[3])",
         "assert sys.argv[1:3] == ['-m', 'trtkit.bench_compile'] and request['dtype'] == 'fp16', sys.argv",
+        "assert request['modes'] == ['default'], request",
         "sys.stderr.write('noise' * 100_000)",          # more than a pipe holds
         "case = {'batch': 8, 'mode': 'default', 'compile_s': 1.5, 'rounds_ms': [[2.0, 2.0], [4.0, 4.0]]}",
         "print(json.dumps(case), flush=True)",
         "sys.exit('Triton is missing')",
     ]))
-    cases = bench_speed.compiled(python, 1.0, 80, "fp16", **REQUEST)
+    cases = bench_speed.compiled(python, 1.0, 80, "fp16", **REQUEST, modes=["default"])
     key, found = next(cases)
     assert key == "w1 b8 fp16 default" and found["median_ms"] == 3 and found["compile_s"] == 1.5
     assert found["images_per_s"] == pytest.approx(8000 / 3, abs=0.1) and "rounds_ms" not in found

@@ -12,7 +12,7 @@ import torch
 
 from trtkit import bench_graphs, engine, models, precision, qdq, record_04, recorded, staircase, weights
 from trtkit.calib import Range
-from trtkit.engine import BackendError
+from trtkit.engine import BackendError, TensorSpec, check_feed
 
 # As TensorRT 8.6 and 10 wrote them: dense kernels of a recorded engine of this kit, sparse ones from TensorRT's issues
 # 4020 and 3849. Names of kernels are all there is to see of the choice.
@@ -270,11 +270,13 @@ def gpu(monkeypatch):
 class Engine:
     """A runner whose launch takes `ms` of the device's time."""
 
-    def __init__(self, gpu, ms: float):
+    def __init__(self, gpu, ms: float, dtype: type = np.float32):
         self.gpu, self.ms, self.label, self.batches, self.closed = gpu, ms, f"an engine of {ms} ms", [], False
         self.stream = gpu.cuda.Stream()
+        self.inputs = {"images": TensorSpec(("batch", 3, 8, 8), np.dtype(dtype))}
 
     def infer(self, feed):
+        check_feed(feed, self.inputs)
         self.batches.append(len(feed["images"]))
 
     def launch(self):
@@ -288,7 +290,7 @@ class Engine:
 def test_engines_are_timed_on_the_device_after_their_graphs_are_captured(gpu, monkeypatch):
     from trtkit import bench_speed
 
-    runners = {"a": Engine(gpu, 2.0), "b": Engine(gpu, 6.0)}
+    runners = {"a": Engine(gpu, 2.0), "b": Engine(gpu, 6.0, np.float16)}      # each gets what it takes
     monkeypatch.setattr(bench_speed.engine, "load", lambda plan: runners[plan])
     monkeypatch.setattr(bench_speed.bench_graphs, "images", lambda n: np.zeros((n, 3, 8, 8), np.float32))
     found = bench_speed.engines({"a": "a", "b": "b"}, 4, rounds=3, turn_s=0.001)
