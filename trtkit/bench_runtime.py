@@ -45,7 +45,7 @@ def overhead(plan: Path, *, rounds: int = 10, turn_s: float = 0.3) -> dict:
 
     Everything is measured in one run: the whole call by the host's clock; what nobody can avoid (copies of the arrays
     into and out of pinned memory, copies to and from the device, the network) part by part. The difference is what the
-    runner itself costs: checks, locks, launches, waiting.
+    runner itself costs, checks, locks, launches, waiting, less what it overlaps: `runner_trt.PORTIONS`.
 
     Returns:
         JSON object: "infer", "polygraphy", "stage_copy", "fetch_copy" (`bench_rounds.summary`, host clock), "h2d",

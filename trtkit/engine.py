@@ -51,8 +51,8 @@ class BuildConfig:
         timing_cache: for TensorRT, keep measured times of kernels for the next build on this machine.
         sparse: for TensorRT, also try kernels that skip zeros, for weights that have two in each four along the input
             channels; see `trtkit.masks`.
-        timing_iterations: for TensorRT, how often each kernel is timed; it takes the one with the best average.
-            TensorRT's own default is 1, that of trtexec 8.
+        timing_iterations: for TensorRT, how often each kernel is timed; the builder takes the one with the best
+            average. TensorRT's own default is 1, that of trtexec 8.
         aux_streams: for TensorRT, how many streams may run branches of the network beside the main one; None lets it
             decide.
     """

@@ -151,7 +151,7 @@ def _timed_infer(runner: Runner, feed: dict[str, np.ndarray]) -> dict[str, float
 
 
 def _timed_parts(runner, feed: dict[str, np.ndarray], events: Sequence) -> dict[str, float]:
-    """What `TrtRunner.infer` does, with a mark between any two steps."""
+    """The steps of `TrtRunner.infer`, which overlaps some of them, one after the other with a mark between any two."""
     uploading, launching, downloading, done = events
     start = time.perf_counter()
     runner.stage(feed)

@@ -17,23 +17,23 @@ from trtkit.engine import BackendError
 
 from .small_net import BATCH, batch, relative_error
 
-# FP32 may run in TF32, which has 10 bits of mantissa, as FP16 has; INT8: one step of the output's own range, besides
-# what ties may do.
-TOLERANCE = {"fp32": 2e-3, "fp16": 4e-3, "int8": 1 / 127}
+# FP32 may run in TF32, which has 10 bits of mantissa, as FP16 has; INT8: two steps of the output's own range. A value
+# midway between two codes may become either, and the convolution behind spreads that: ONNX Runtime with and without its
+# own optimizations is 0.011 apart here, and so was TensorRT's engine.
+TOLERANCE = {"fp32": 2e-3, "fp16": 4e-3, "int8": 2 / 127}
 
 
 @pytest.mark.parametrize("kind", TOLERANCE)
 @pytest.mark.parametrize("n", [1, 3, 4])
-def test_heads_equal_those_of_onnxruntime(plans, expected, ties, kind, n):
+def test_heads_equal_those_of_onnxruntime(plans, expected, kind, n):
     x = batch(n, seed=n)
-    by_ties = ties(x) if kind == "int8" else {"y": 0, "z": 0}
     with engine.load(getattr(plans, kind)) as runner:
         got = runner.infer({"x": x})
     want = expected(kind, x)
     assert list(got) == list(want)
     for name in want:
         assert got[name].dtype == want[name].dtype == np.float32 and got[name].shape == want[name].shape
-        assert relative_error(got[name], want[name]) <= TOLERANCE[kind] + by_ties[name], name
+        assert relative_error(got[name], want[name]) <= TOLERANCE[kind], name
 
 
 def test_label_and_specs_tell_what_it_is(runner):
