@@ -31,7 +31,7 @@ def _engine(trt, gpu, calls):
     class Context(trt.IExecutionContext):
         def __init__(self):
             super().__init__()
-            vars(self).update(batch=None, address={}, active_optimization_profile=0)
+            vars(self).update(batch=None, address={}, _active_optimization_profile=0)
 
         def set_input_shape(self, name, shape):
             self.__dict__["batch"] = shape[0]
@@ -160,6 +160,11 @@ def test_the_parts_do_what_infer_does_with_a_graph_of_their_own(made):
     assert made.calls == ["enqueue"] * 3 and made.gpu.graphs == 2
     runner.launch()                             # replays the network alone: no new outputs on the host
     assert made.calls == ["enqueue"] * 3
+
+
+def test_no_times_of_layers_are_an_error_and_not_an_empty_list(made):
+    with pytest.raises(BackendError, match=r"told no times.*aux_streams=0"):
+        made.runner.layer_times(1)
 
 
 def test_what_infer_returns_is_the_callers(made):

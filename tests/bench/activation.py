@@ -131,12 +131,12 @@ def main() -> None:
     for name, times in found.items():
         sys.stdout.write(f"{name}: {times['median_ms']} ms, {times['images_per_s']} images/s\n")
     sys.stdout.flush()
+    # A contest is named by its engines, so that each stays beside the PyTorch that it was measured with.
+    part = f"b{args.batch} level {args.level}" + (f", contest of {' | '.join(plans)}" if args.contest else "")
     for name, times in found.items():
         if name in plans:
             times["layers"] = bench_speed.layers(plans[name], batch=args.batch, runs=20)
-        # A contest is one run, so that each engine stands beside the PyTorch that it was measured with.
-        contest = f", contest of {' | '.join(plans)}" if args.contest else ""
-        body = bench.add(body, f"b{args.batch} level {args.level}{contest}", name, times, made_from)
+        body = bench.add(body, part, name, times, made_from)
     if out:
         recorded.write(out, body)
 

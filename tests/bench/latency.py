@@ -90,13 +90,14 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     makers, plans, facts = graphs(1.0, args.work), {}, {}
     with engine.kept_builder():
-        for name, level, timings, streams in itertools.product(args.only, args.level, args.timings, args.streams):
-            path = args.work / f"latency_{name.replace(', ', '_').replace(' ', '_')}.onnx"
+        paths = {name: args.work / f"latency_{name.replace(', ', '_').replace(' ', '_')}.onnx" for name in args.only}
+        for name, path in paths.items():
             onnx.save(makers[name](), path)
+        for name, level, timings, streams in itertools.product(paths, args.level, args.timings, args.streams):
             config = BuildConfig(batch=(1, 1, 1), optimization_level=level, timing_iterations=timings,
                                  aux_streams=streams)
             key = f"{name}; level {level}, timed {timings}x, {'auto' if streams is None else streams} streams"
-            plans[key] = engine.build(path, config, backend="trt")
+            plans[key] = engine.build(paths[name], config, backend="trt")
             built = cache.sidecar(plans[key])
             facts[key] = {"graph": name, "level": level, "timings": timings, "streams": streams,
                           "build_s": built["build_s"], "layers": len(built["layers"])}
