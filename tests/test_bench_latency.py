@@ -37,4 +37,15 @@ def test_the_others_are_what_their_names_say(models):
     kinds = {name: [n.op_type for n in model.graph.node] for name, model in models.items()}
     assert [n for n in GRAPHS if "LeakyRelu" not in kinds[n]] == ["fp16, relu"]
     assert [n for n in GRAPHS if "SpaceToDepth" in kinds[n]] == ["fp16, blocks", "int8, blocks"]
-    assert [n for n in GRAPHS if "QuantizeLinear" in kinds[n]] == ["int8", "int8, blocks"]
+    assert [n for n in GRAPHS if "QuantizeLinear" in kinds[n]] == [n for n in GRAPHS if n.startswith("int8")]
+    halves = {name: sum(i.data_type == onnx.TensorProto.FLOAT16 and len(i.dims) == 4 for i in model.graph.initializer)
+              for name, model in models.items() if name.startswith("int8")}
+    assert halves == {"int8": 4, "int8, blocks": 3, "int8, stem": 3, "int8, stem, heads": 0}
+
+
+def test_one_image_is_all_that_a_fixed_graph_takes(models):
+    x = np.random.default_rng(0).random((2, 3, 416, 416), np.float32)
+    for fixed, any_number in zip(run(models["fp16, one"], x[:1]), run(models["fp16"], x[:1]), strict=True):
+        np.testing.assert_array_equal(fixed, any_number)
+    with pytest.raises(Exception, match="invalid dimensions"):
+        run(models["fp16, one"], x)

@@ -4,8 +4,9 @@
     python tests/bench/latency.py --record --part streams --only fp16 --streams auto 0 2 4 --no-compile
 
 All engines of a run are measured in turn, in one process with PyTorch; torch.compile comes in a process of its own on
-the same machine. "blocks" has the stem of `trtkit.stem`. "half interface" takes and gives FP16, as torch.compile's
-network does. "relu" is another network, which tells what LeakyReLU costs.
+the same machine. "blocks" has the stem of `trtkit.stem`; "stem" has it in 8 bits, "heads" the last convolutions, too.
+"half interface" takes and gives FP16, as torch.compile's network does. "one" has the batch size in the graph, not in a
+profile. "relu" is another network, which tells what LeakyReLU costs.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
-from activation import int8_blocks, with_relu
+from activation import int8, with_relu
 
 from trtkit import bench, bench_graphs, bench_speed, cache, engine, half, models, recorded
 from trtkit.engine import BuildConfig
@@ -24,7 +25,8 @@ from trtkit.stem import stem_to_depth
 
 OUT = "latency_yolov3_{gpu}.json"                # in datasets/results
 MODE = "reduce-overhead"                        # of torch.compile: with CUDA graphs
-GRAPHS = ("fp16", "fp16, blocks", "fp16, half interface", "fp16, relu", "int8", "int8, blocks")
+GRAPHS = ("fp16", "fp16, one", "fp16, blocks", "fp16, half interface", "fp16, relu", "int8", "int8, blocks",
+          "int8, stem", "int8, stem, heads")
 
 
 def graphs(width: float, work: Path) -> dict[str, Callable[[], onnx.ModelProto]]:
@@ -37,12 +39,23 @@ def graphs(width: float, work: Path) -> dict[str, Callable[[], onnx.ModelProto]]
 
     return {
         "fp16": fp16,
+        "fp16, one": lambda: fp16(fixed),
         "fp16, blocks": lambda: fp16(stem_to_depth),
         "fp16, half interface": lambda: half_interface(fp16()),
         "fp16, relu": lambda: fp16(with_relu),
-        "int8": lambda: onnx.load(bench_graphs.graph(width, "int8", work)),
-        "int8, blocks": lambda: int8_blocks(width, work),
+        "int8": lambda: int8(width, work),
+        "int8, blocks": lambda: int8(width, work, stem="blocks"),
+        "int8, stem": lambda: int8(width, work, stem="stem"),
+        "int8, stem, heads": lambda: int8(width, work, stem="stem", heads=True),
     }
+
+
+def fixed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph, in place, with one image at its interface instead of any number."""
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]
+    return model
 
 
 def half_interface(model: onnx.ModelProto) -> onnx.ModelProto:
