@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from test_qdq_leaky import residual, run
 
+from trtkit import bench_graphs
 from trtkit.wiring import wiring
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
@@ -48,5 +49,6 @@ def test_every_graph_of_the_quarter_width_is_made(tmp_path):
     for name, (kind, stem, heads) in GRAPHS.items():        # the stem's own, and the one before each predict
         more = bool(stem) + 3 * bool(heads) if kind in ("split", "all") else 0
         assert split[name] == split[kind] + more, name
+    assert models["split, stem"] == onnx.load(bench_graphs.graph(0.25, "int8", tmp_path))   # what is measured elsewhere
     pairs = {name: nodes[name].count("QuantizeLinear") for name in GRAPHS}
     assert pairs["leaky"] == pairs["early"] == pairs["split"] - 11

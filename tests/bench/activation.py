@@ -57,7 +57,7 @@ def with_relu(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def int8(width: float, work: Path, *, stem: str = "", heads: bool = False) -> onnx.ModelProto:
-    """`bench_graphs.graph(width, "int8", work)` with another stem, one of `STEMS`, or with heads in 8 bits."""
+    """`bench_graphs.graph(width, "int8", work)`, if `stem` is "stem"; with another of `STEMS`, or heads in 8 bits."""
     fp32 = bench_graphs.graph(width, "fp32", work)
     model, table = onnx.load(fp32), bench_graphs.table(fp32, width)
     if stem == "blocks":
