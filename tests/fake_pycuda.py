@@ -47,6 +47,7 @@ class Gpu:
         self.pinned = self.streams = self.events = self.graphs = 0
         self.clock_ms, self.next_address = 0.0, 0x7F00_0000_0000
         self.stacks = threading.local()
+        self.settled = 0                # how often somebody waited for the whole context
         self.driver, self.bindings = _driver(self), _bindings(self)
 
     @property
@@ -126,6 +127,10 @@ def _driver(gpu: Gpu) -> ModuleType:
             if not gpu.stack():
                 raise LogicError("context::pop failed: invalid device context - cannot pop non-current context")
             gpu.stack().pop()
+
+        @staticmethod
+        def synchronize():
+            gpu.settled += 1
 
     class Device:
         def __init__(self, index):

@@ -220,3 +220,12 @@ def test_what_is_left_open_is_closed_at_the_end_of_the_process(cuda, gpu):
     assert (gpu.used, gpu.streams) == (0, 0)
     with pytest.raises(BackendError, match="closed"):
         held[0].ptr  # noqa: B018, the property raises
+
+
+def test_a_copy_without_a_stream_has_arrived_when_it_returns(cuda, gpu):
+    """The driver may return as soon as it has read a small pageable array."""
+    with cuda.DeviceBuffer(64) as buffer, cuda.Stream() as stream:
+        cuda.copy_to_device(buffer, np.zeros(4), stream)
+        assert gpu.settled == 0             # a queued one waits for nothing
+        cuda.copy_to_device(buffer, np.zeros(4))
+        assert gpu.settled == 1

@@ -238,6 +238,8 @@ def copy_to_device(buffer: DeviceBuffer, array: np.ndarray, stream: Stream | Non
     with primary_context():
         if stream is None:
             drv.memcpy_htod(buffer.ptr + offset, array)
+            drv.Context.synchronize()       # less than 64 kB of pageable memory may still be on its way, and our
+                                            # streams do not wait for the default one
         else:
             drv.memcpy_htod_async(buffer.ptr + offset, array, stream._use())
 
