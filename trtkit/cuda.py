@@ -237,9 +237,9 @@ def copy_to_device(buffer: DeviceBuffer, array: np.ndarray, stream: Stream | Non
     _check_copy(buffer, array, offset)
     with primary_context():
         if stream is None:
+            # Less than 64 kB of pageable memory may still be on its way then, and no stream of ours waits for it.
             drv.memcpy_htod(buffer.ptr + offset, array)
-            drv.Context.synchronize()       # less than 64 kB of pageable memory may still be on its way, and our
-                                            # streams do not wait for the default one
+            drv.Context.synchronize()
         else:
             drv.memcpy_htod_async(buffer.ptr + offset, array, stream._use())
 

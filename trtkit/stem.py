@@ -6,8 +6,8 @@ halves the size, take weights that do the same sums on blocks. The result is exa
 from MLPerf's ResNet-50 as the space-to-depth stem. Do it before calibration: the tensors behind are others. On an H100
 (TensorRT 8.6.1, YOLOv3-416, INT8, 32 images, level 1) the engine took 4.66 ms instead of 4.79, but without a pair
 before the stem's own LeakyRelu (see `placement`) 6.48 instead of 5.84. At level 3 a plain stem in 8 bits beats it, 4.13
-ms instead of 4.46: for three channels of codes there is a kernel. One image gains nothing: 0.627 ms both ways, and in
-FP16 0.716 instead of 0.711.
+ms instead of 4.46: for three channels of codes there is a kernel, if without the LeakyReLU. One image gains nothing:
+0.627 ms both ways, and in FP16 0.716 instead of 0.711.
 """
 
 import numpy as np

@@ -6,9 +6,8 @@
 One engine after the other, since builders that share a GPU disturb each other's choice of kernels. "int8 convolutions
 alone" has no pair at an Add; "int8 one pair" is the rule of TensorRT's guide for residual Adds, a pair on the shortcut
 alone; "int8 both" what `trtkit.placement` does and `trtkit bench` measures, "stem fp16" has the first convolution in
-FP16, "blocks" the stem of `trtkit.stem`.
-"with copies" keeps the Identity copies of shared biases that PyTorch's exporter writes for fresh
-weights.
+FP16, "blocks" the stem of `trtkit.stem`. "with copies" keeps the Identity copies of shared biases that PyTorch's
+exporter writes for fresh weights.
 Builder and inspector are called directly, since `backend_trt` would refuse some of these engines.
 """
 
