@@ -140,7 +140,7 @@ def main() -> None:
     sys.stdout.flush()
     part = f"b{args.batch} level {args.level}"
     part += f", timed {args.timings}x" if args.timings > 1 else ""
-    part += f", {args.streams} streams" if args.streams else ""
+    part += f", {args.streams} streams" if args.streams is not None else ""
     # A contest is named by its engines, so that each stays beside the PyTorch that it was measured with.
     part += f", contest of {' | '.join(plans)}" if args.contest else ""
     for name, times in found.items():
