@@ -130,6 +130,6 @@ def test_runner_that_nobody_closed_does_not_disturb_the_end_of_the_process(plans
     code = ("import sys; from pathlib import Path; import numpy as np; from trtkit import engine; "
             "r = engine.load(Path(sys.argv[1])); "
             "print(r.infer({'x': np.zeros((1, 3, 32, 32), np.float32)})['y'].shape)")
-    done = subprocess.run([sys.executable, "-c", code, str(plans.fp32)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(plans.fp32)], capture_output=True, encoding="utf-8")
     assert done.returncode == 0 and "PyCUDA" not in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert done.stdout == "(1, 16, 16, 16)\n"

@@ -199,6 +199,6 @@ else:
 
 def test_without_a_visible_gpu_everything_says_so_and_onnxruntime_runs(graphs, plans):
     done = subprocess.run([sys.executable, "-c", HIDDEN, str(graphs.fp32), str(plans.fp32)], capture_output=True,
-                          text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+                          encoding="utf-8", env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("onnxruntime")

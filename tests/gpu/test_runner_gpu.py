@@ -257,6 +257,6 @@ print(float(y.sum()))
 def test_torch_in_the_same_process_in_either_order(plans, runner, code):
     pytest.importorskip("torch")
     want = float(runner.infer({"x": batch(2)})["y"].sum())
-    done = subprocess.run([sys.executable, "-c", code, str(plans.fp32)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(plans.fp32)], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout.split()[-1]) == pytest.approx(want, rel=1e-6)
