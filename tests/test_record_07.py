@@ -47,6 +47,31 @@ def test_a_failed_step_leaves_the_others_and_is_told(out, monkeypatch):
     assert (body["one"], body["two"], body["three"]) == (1, 2, 3) and body["images"] == record_07.IMAGES
 
 
+def test_a_step_of_another_day_keeps_its_own_date(out, monkeypatch):
+    def on(date, step):
+        monkeypatch.setattr(record_07, "STEPS", {step: lambda *_: {"ms": 1}})
+        monkeypatch.setattr(record_07.recorded, "provenance", lambda command: {
+            "gpu": "G", "driver": "", "versions": {}, "command": command, "commit": f"of {date}", "date": date})
+        record_07.record(out)
+
+    on("2026-01-01", "one")
+    on("2026-01-02", "two")
+    captions = [record_07.recorded_step(step, out.parent)["caption"] for step in ("one", "two")]
+    assert captions == ["recorded: G, 2026-01-01", "recorded: G, 2026-01-02"]
+    measured = json.loads(out.read_text())["measured"]
+    assert [measured[step]["commit"] for step in ("one", "two")] == ["of 2026-01-01", "of 2026-01-02"]
+
+
+def test_a_step_that_failed_was_not_measured(out, monkeypatch):
+    def fails(graphs, found):
+        raise BackendError("no luck")
+
+    monkeypatch.setattr(record_07, "STEPS", {"one": lambda *_: 1, "two": fails})
+    with pytest.raises(BackendError, match="no luck"):
+        record_07.record(out)
+    assert list(json.loads(out.read_text())["measured"]) == ["one"]
+
+
 def test_the_timing_cache_is_measured_from_an_empty_folder(monkeypatch, cache, tmp_path):
     """What an earlier build left must not warm the first one."""
     seen = []

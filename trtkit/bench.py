@@ -72,8 +72,7 @@ def merged(path: Path, made_from: dict) -> dict:
 
 def add(body: dict, part: str, name: str, result: dict, made_from: dict) -> dict:
     """Results with one more, which says by which command and commit it came, since a file may be of several."""
-    stamp = {key: made_from[key] for key in ("command", "commit", "date")}
-    return {**body, part: {**body.get(part, {}), name: {**result, "measured": stamp}}}
+    return {**body, part: {**body.get(part, {}), name: {**result, "measured": recorded.stamp(made_from)}}}
 
 
 def brief(result: dict) -> str:

@@ -25,7 +25,7 @@ def check(steps: Collection[str], known: Collection[str]) -> None:
 
 
 def run(out: Path, steps: Iterable[str], measure: Callable[[str], object], about: Callable[[], dict]) -> None:
-    """Measure steps and write each.
+    """Measure steps and write each; "measured" says of each by which command and commit it came, and when.
 
     Args:
         out: of the JSON file.
@@ -43,6 +43,9 @@ def run(out: Path, steps: Iterable[str], measure: Callable[[str], object], about
             body[step] = measure(step)
         except (BackendError, ValueError, OSError) as e:
             failed[step] = str(e)
-        recorded.write(out, {**body, **about()})
+        said = about()
+        if step not in failed:
+            body["measured"] = {**body.get("measured", {}), step: recorded.stamp(said["provenance"])}
+        recorded.write(out, {**body, **said})
     if failed:
         raise BackendError(f"{out.name} lacks {'; '.join(f'{k}: {v}' for k, v in failed.items())}")

@@ -133,8 +133,13 @@ def load(name: str, folder: Path = RESULTS) -> dict:
     return body
 
 
+def stamp(made_from: dict) -> dict:
+    """What differs between the runs that fill one file: "command", "commit", "date" of `provenance`."""
+    return {key: made_from[key] for key in ("command", "commit", "date")}
+
+
 def step(name: str, part: str, folder: Path = RESULTS) -> dict:
-    """A part of a results file, with "caption": where it was measured; {} where nobody recorded it.
+    """A part of a results file, with "caption": where and when it was measured; {} where nobody recorded it.
 
     Args:
         name: of the file, such as "h100_lesson07.json".
@@ -144,7 +149,10 @@ def step(name: str, part: str, folder: Path = RESULTS) -> dict:
     if not (Path(folder) / name).is_file():
         return {}
     body = load(name, folder)
-    return {**body[part], "caption": caption(body)} if part in body else {}
+    if part not in body:
+        return {}
+    made_from = {**body["provenance"], **body.get("measured", {}).get(part, {})}
+    return {**body[part], "caption": caption({"provenance": made_from})}
 
 
 def caption(body: dict) -> str:
